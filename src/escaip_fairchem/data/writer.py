@@ -1,0 +1,176 @@
+"""Writing the two LMDB formats that fairchem reads, shard by shard, and never leaving half a file behind.
+
+ASE-LMDB (``format: ase_db``) holds rows of ASE's database as compressed JSON, under the keys 1, 2, … and ``nextid``,
+as the back end of ase-db-backends defines them. The classic format of OC20 (``format: lmdb``) holds pickled
+``torch_geometric.data.Data`` objects under the keys 0, 1, … and ``length``.
+
+Rows are written without time stamps, user names or random ids, so that equal input gives equal rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import lmdb
+import numpy as np
+from ase.constraints import FixAtoms
+from ase_db_backends.aselmdb import encode_object
+
+from .schema import Structure
+
+Format = Literal["aselmdb", "lmdb"]
+ROWS_PER_TRANSACTION = 1000
+FIRST_MAP_SIZE = 1 << 28
+SHARD_ROWS = 50_000
+
+
+def encode_ase_row(structure: Structure) -> bytes:
+    """Encode a structure as the value of one row of an ASE-LMDB.
+
+    ``sid``, ``fid`` and the rest of ``info`` go to the row's ``data``, from where fairchem takes the identifiers.
+    """
+    identity = f"{structure.sid}/{structure.fid}".encode()
+    row: dict[str, Any] = {
+        "numbers": structure.numbers,
+        "positions": structure.positions,
+        "cell": structure.cell,
+        "pbc": structure.pbc,
+        "tags": structure.tags,
+        "calculator": "unknown",
+        "calculator_parameters": {},
+        "unique_id": hashlib.blake2b(identity, digest_size=16).hexdigest(),
+        "ctime": 0.0,
+        "mtime": 0.0,
+        "user": "",
+        "data": {**structure.info, "sid": structure.sid, "fid": structure.fid},
+    }
+    labels = {"energy": structure.energy, "forces": structure.forces, "stress": structure.stress}
+    row |= {name: label for name, label in labels.items() if label is not None}
+    if structure.fixed.any():
+        row["constraints"] = [FixAtoms(mask=structure.fixed).todict()]
+    return bytes(encode_object(row, compress=True, json_encode=True))
+
+
+def encode_classic_row(structure: Structure) -> bytes:
+    """Encode a structure as OC20's S2EF files hold it: ``y`` and ``force``, float32 atomic numbers.
+
+    A ``sid`` that is a number is stored as an integer. Labels that are missing are left out.
+    """
+    # torch takes seconds to import, and only this format needs it.
+    import torch
+    from torch_geometric.data import Data
+
+    count = len(structure)
+    data = Data(
+        pos=torch.tensor(structure.positions, dtype=torch.float32),
+        cell=torch.tensor(structure.cell, dtype=torch.float32).view(1, 3, 3),
+        pbc=torch.tensor(structure.pbc, dtype=torch.bool),
+        atomic_numbers=torch.tensor(structure.numbers, dtype=torch.float32),
+        natoms=count,
+        tags=torch.tensor(structure.tags, dtype=torch.long),
+        fixed=torch.tensor(structure.fixed, dtype=torch.float32),
+        sid=int(structure.sid) if structure.sid.isdecimal() else structure.sid,
+        fid=structure.fid,
+    )
+    if structure.energy is not None:
+        data.y = structure.energy
+    if structure.forces is not None:
+        data.force = torch.tensor(structure.forces, dtype=torch.float32)
+    if structure.stress is not None:
+        xx, yy, zz, yz, xz, xy = structure.stress
+        data.stress = torch.tensor([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]], dtype=torch.float32)
+    return pickle.dumps(data, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def write_shard(path: Path, rows: Iterable[bytes], form: Format) -> int:
+    """Write one LMDB file; it appears under its name only when it is complete.
+
+    Args:
+        path: File to write. A file of that name is replaced.
+        rows: Encoded rows, in the order in which fairchem will number them.
+        form: ``aselmdb`` or ``lmdb``.
+
+    Returns:
+        Number of rows.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    first = 1 if form == "aselmdb" else 0
+    count = 0
+    # The file has one writer and no reader yet: without LMDB's lock no "-lock" file stays beside it.
+    with lmdb.open(str(temporary), map_size=FIRST_MAP_SIZE, subdir=False, lock=False, sync=False) as environment:
+        batch: list[tuple[bytes, bytes]] = []
+        for count, row in enumerate(rows, start=1):
+            batch.append((str(first + count - 1).encode(), row))
+            if len(batch) == ROWS_PER_TRANSACTION:
+                _put(environment, batch)
+                batch = []
+        _put(environment, [*batch, _count_entry(count, form)])
+        environment.sync(True)
+    temporary.replace(path)
+    return count
+
+
+def write_split(
+    folder: Path, rows: Iterable[bytes], natoms: Sequence[int], form: Format, *, shard_rows: int = SHARD_ROWS
+) -> list[Path]:
+    """Write one split: shards named ``data.0000.<form>``, …, and the ``metadata.npz`` that load balancing needs.
+
+    Args:
+        folder: Folder of the split; made if missing.
+        rows: Encoded rows, as many as there are ``natoms``.
+        natoms: Atoms of every structure, in the order of ``rows``.
+        form: ``aselmdb`` or ``lmdb``.
+        shard_rows: Rows per file.
+
+    Returns:
+        The shards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    iterator = iter(rows)
+    shards = []
+    for number, start in enumerate(range(0, len(natoms), shard_rows)):
+        path = folder / f"data.{number:04d}.{form}"
+        wanted = min(shard_rows, len(natoms) - start)
+        write_shard(path, islice(iterator, wanted), form)
+        shards.append(path)
+    save_npz(folder / "metadata.npz", natoms=np.asarray(natoms, dtype=np.int64))
+    return shards
+
+
+def save_npz(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
+    """Save arrays under a name that appears only when the file is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.replace(path)
+
+
+def save_text(path: Path, text: str) -> None:
+    """Save text under a name that appears only when the file is complete."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _count_entry(count: int, form: Format) -> tuple[bytes, bytes]:
+    if form == "aselmdb":
+        return b"nextid", bytes(encode_object(count + 1, compress=True, json_encode=True))
+    return b"length", pickle.dumps(count, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _put(environment: lmdb.Environment, batch: Sequence[tuple[bytes, bytes]]) -> None:
+    """Write one transaction, with a larger map if this one is full."""
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                for key, value in batch:
+                    transaction.put(key, value)
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(2 * environment.info()["map_size"])
