@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.nn.neighbors_checks import StructureError, check_apart, check_edges, check_finite
-from escaip_fairchem.nn.neighbors_images import triangular_lattice, wrap
+from escaip_fairchem.nn.neighbors_images import rows, triangular_lattice, wrap
 from escaip_fairchem.nn.neighbors_pairs import Pairs, pairs_within
-from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, rank_by_distance, slot_numbers
+from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, nearest
 
 __all__ = ["Neighborhoods", "StructureError", "find_neighbors", "neighborhoods_from_edges"]
 
@@ -85,12 +85,11 @@ def find_neighbors(
     pending_N = torch.ones_like(structure_N, dtype=torch.bool)
     for radius in search_radii(limit, max_neighbors):
         searched_B = torch.zeros_like(pbc_B3[:, 0]).index_fill(0, structure_N[pending_N], True)
-        receivers, senders = wrapped[pending_N], wrapped[searched_B[structure_N]]
+        receivers, senders = wrapped.select(rows(pending_N)), wrapped.select(rows(searched_B[structure_N]))
         for pairs in pairs_within(receivers, senders, structure_N, lattice, radius):
             complete = radius if radius < limit else torch.inf
-            nearest = keep_nearest(pairs, direction_B3, structure_N, max_neighbors, complete)
-            pending_N[nearest.receiver_E] = False
-            found.append(nearest)
+            found.append(keep_nearest(pairs, direction_B3, structure_N, max_neighbors, complete))
+            pending_N[found[-1].receiver_E] = False
         if not pending_N.any():
             break
     return fill_slots(found, len(structure_N))
@@ -138,7 +137,7 @@ def neighborhoods_from_edges(
         vector_E3=positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3,
     )
     limit = rounded_up(cutoff, positions_N3.dtype)
-    pairs = pairs[(pairs.vector_E3.norm(dim=1) <= limit) & ~pairs.is_self()]
+    pairs = pairs.select(rows((pairs.vector_E3.norm(dim=1) <= limit) & ~pairs.is_self()))
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
 
@@ -185,17 +184,14 @@ def keep_nearest(pairs: Pairs, direction_B3: Tensor, structure_N: Tensor, max_ne
     distance_E = pairs.vector_E3.norm(dim=1)
     check_apart(pairs.receiver_E, pairs.sender_E, distance_E, structure_N)
     projection_E = (pairs.vector_E3 * direction_B3[structure_N[pairs.receiver_E]]).sum(1)
-    ranking = rank_by_distance(pairs.receiver_E, distance_E, projection_E)
-    kept_E = ranking.slot_E < max_neighbors
-    if complete < torch.inf:
-        kept_E &= ranking.settled(max_neighbors, complete)
-    return pairs[ranking.order_E[kept_E]]
+    rows_E = nearest(pairs.receiver_E, distance_E, projection_E, max_neighbors=max_neighbors, complete=complete)
+    return pairs.select(rows_E)
 
 
 def fill_slots(found: list[Pairs], atoms: int) -> Neighborhoods:
     """Lay out pairs, which are in slot order within each receiver, as one row of slots per atom."""
     receiver_E = torch.cat([pairs.receiver_E for pairs in found])
-    slot_E = torch.cat([slot_numbers(pairs.receiver_E) for pairs in found])
+    slot_E = torch.cat([count_within(pairs.receiver_E) for pairs in found])
     width = int(slot_E.max()) + 1 if len(slot_E) else 1
     own_N = torch.arange(atoms, device=receiver_E.device)
     sender_NK = own_N.unsqueeze(1).repeat(1, width)

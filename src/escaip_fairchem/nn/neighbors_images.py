@@ -2,8 +2,8 @@
 
 Everything happens in a rotated frame of each structure in which its lattice vectors form a lower triangular matrix:
 the first along x, the second in the xy plane. There a lattice is handled axis by axis from z to x, however skewed it
-is, because what is added on one axis no longer moves the axes before it. A structure's atoms wrap into a rectangular box,
-and the images inside a rectangular region are listed with no waste.
+is, because what is added on one axis no longer moves the axes before it. A structure's atoms wrap into a rectangular
+box, and the images inside a rectangular region are listed with no waste.
 
 Legend: N atoms in the batch, B structures, I images of atoms.
 """
@@ -48,9 +48,18 @@ class Sites:
     position_I3: Tensor
     shift_I3: Tensor
 
-    def __getitem__(self, index: Tensor) -> Sites:
-        """Select sites by a mask or by their rows."""
-        return Sites(atom_I=self.atom_I[index], position_I3=self.position_I3[index], shift_I3=self.shift_I3[index])
+    def select(self, rows_I: Tensor) -> Sites:
+        """Return the sites in the given rows."""
+        return Sites(
+            atom_I=self.atom_I.index_select(0, rows_I),
+            position_I3=self.position_I3.index_select(0, rows_I),
+            shift_I3=self.shift_I3.index_select(0, rows_I),
+        )
+
+
+def rows(mask_I: Tensor) -> Tensor:
+    """Return the rows where a mask is True, int64."""
+    return mask_I.nonzero().squeeze(1)
 
 
 def ragged_ranges(start_R: Tensor, count_R: Tensor) -> tuple[Tensor, Tensor]:
