@@ -1,0 +1,146 @@
+"""Checkpoints that survive a kill, a full disk and torch's ``weights_only`` loading."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from escaip_fairchem.errors import CheckpointError
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name complete, or not at all.
+
+    The bytes go to a temporary file in the same folder, reach the disk (``fsync``), and only then take the name. A kill
+    at any moment leaves the previous file as it was. The temporary name is fixed, so a killed run leaves at most one.
+
+    Args:
+        path: The file to write or replace. Its folder must exist. One process may write it at a time.
+
+    Raises:
+        CheckpointError: The file cannot be written; the previous one is untouched.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _write_error(target, error) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name itself to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_error(target: Path, error: OSError) -> CheckpointError:
+    kept = "the previous file is intact" if target.exists() else "no file was left behind"
+    return CheckpointError(
+        f"{target}: cannot be written ({error.strerror or error}); {kept}. "
+        "Free some space (or quota) there, or choose another folder with --run-dir."
+    )
+
+
+class _RememberingWriter:
+    """Pass bytes on, and keep the operating system's error, which torch replaces by one of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
+    """Write a checkpoint so that the file always loads, whatever happens meanwhile.
+
+    Args:
+        state: Tensors and plain values; see `as_plain`.
+        path: The checkpoint file.
+
+    Raises:
+        CheckpointError: The disk is full or refuses; the previous file is untouched.
+    """
+    with atomic_file(path) as file:
+        writer: Any = _RememberingWriter(file)
+        try:
+            torch.save(dict(state), writer)
+        except RuntimeError as error:
+            raise writer.error or error from error
+
+
+def read_checkpoint(
+    path: str | Path, map_location: torch.device | str = "cpu", *, trusted: bool = False
+) -> dict[str, Any]:
+    """Read a fairchem v1 checkpoint.
+
+    Args:
+        path: The checkpoint file.
+        map_location: Device for its tensors.
+        trusted: Also accept files that hold other objects than tensors and plain values. Loading such a file can run
+            any code that its author put there.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, holds foreign objects, or is not a fairchem checkpoint.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such checkpoint file; check --checkpoint (or --timestamp-id and --run-dir)")
+    try:
+        checkpoint = torch.load(file, map_location=map_location, weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file}: holds more than tensors and plain values, and loading it could run foreign code "
+            f"({str(error).splitlines()[0]}). If you trust its author, set `task.trust_checkpoint: true`."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{file}: not a fairchem checkpoint, it has no `state_dict`")
+    return checkpoint
+
+
+def as_plain(value: Any) -> Any:
+    """Rebuild nested settings from types that every ``torch.load`` accepts.
+
+    numpy numbers and arrays become Python ones, paths become text, tuples stay tuples, tensors stay as they are.
+    """
+    if isinstance(value, Mapping):
+        return {as_plain(key): as_plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(as_plain(item) for item in value)
+    if isinstance(value, (list, set, frozenset)):
+        return [as_plain(item) for item in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value

@@ -1,0 +1,251 @@
+"""How the trainer validates and predicts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.modules.scaling.util import ensure_fitted
+from torch import Tensor
+from torch_geometric.data import Batch
+from tqdm import tqdm
+
+from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
+from escaip_fairchem.plugin.trainer.distributed import sum_over_ranks
+from escaip_fairchem.plugin.trainer.finite import FiniteGuard, unfinished_structures
+from escaip_fairchem.plugin.trainer.loaders import loaded_rows, original_order, seed_loader
+from escaip_fairchem.plugin.trainer.objective import shaped_label
+from escaip_fairchem.plugin.trainer.predict import (
+    Predictions,
+    PredictionSettings,
+    as_arrays,
+    merge_processes,
+    require_finite_predictions,
+    structure_rows,
+    write_arrays,
+)
+from escaip_fairchem.plugin.trainer.progress import format_line
+from escaip_fairchem.plugin.trainer.samples import SampleNames
+from escaip_fairchem.plugin.trainer.window import LossWindow
+
+Metrics = dict[str, dict[str, float]]
+
+
+class TrainerEvaluation(TrainerCheckpointing):
+    """Evaluation with averaged weights, exact means, and predictions for every atom."""
+
+    @torch.no_grad()
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> Metrics:
+        """Compute the losses and metrics of a whole data set.
+
+        Means are over all structures or atoms, however they were batched. With several processes the sampler repeats a
+        few samples to fill the last batches.
+
+        Args:
+            split: ``val`` or ``test``.
+            disable_tqdm: Whether to hide the progress bar.
+
+        Returns:
+            By metric: ``metric``, ``total`` and ``numel``. Among them ``loss`` and every term of it.
+
+        Raises:
+            ConfigError: There is no such data set.
+            NonFiniteError: A prediction, label or loss is not finite.
+        """
+        loader = self.val_loader if split == "val" else self.test_loader
+        if loader is None:
+            raise ConfigError(f"dataset.{split}.src: missing, there is nothing to evaluate on")
+        self._before_evaluation()
+        if distutils.is_master():
+            logging.info(f"Evaluating on {split}.")
+        metrics: Metrics = {}
+        window = LossWindow()
+        guard = FiniteGuard(self.model, gradients_may_overflow=True)
+        seed_loader(loader, self.config["cmd"]["seed"], 0)
+        with self.swap.averaged(self.ema):
+            for batch in self._shown(loader, disable_tqdm):
+                metrics = self._evaluate_batch(batch, metrics, window, guard)
+        guard.check()
+        metrics = self._aggregate_metrics(metrics)
+        losses = window.mean(self.objective)
+        metrics.update({name: {"metric": loss, "total": loss, "numel": 1} for name, loss in losses.items()})
+        self._log_evaluation({name: values["metric"] for name, values in metrics.items()}, split)
+        return metrics
+
+    def _before_evaluation(self) -> None:
+        self.finish_normalizers()
+        ensure_fitted(self._unwrapped_model, warn=True)
+        self.model.eval()
+
+    def _shown(self, loader: Any, disable_tqdm: bool) -> Any:
+        rank = distutils.get_rank()
+        return tqdm(loader, total=len(loader), position=rank, desc=f"device {rank}", disable=disable_tqdm)
+
+    def _evaluate_batch(self, batch: Any, metrics: Metrics, window: LossWindow, guard: FiniteGuard) -> Metrics:
+        names = SampleNames.of(batch)
+        batch = batch.to(self.device, non_blocking=True)
+        out = self._forward(batch)
+        losses = self.objective(out, batch, self.normalize_label)
+        bad = self.flag_structures(out, batch)
+        guard.observe(step=self.step, epoch=self.epoch, names=names, bad=bad, loss=losses.total)
+        window.add(losses)
+        return self._compute_metrics(out, batch, self.evaluator, metrics)
+
+    def _log_evaluation(self, values: dict[str, float], split: str) -> None:
+        values["epoch"] = self.epoch
+        if distutils.is_master():
+            logging.info(f"{split}: {format_line(values)}")
+        if self.logger is not None:
+            self.logger.log(values, step=self.step, split=split)
+
+    def flag_structures(self, out: Mapping[str, Tensor], batch: Any) -> dict[str, Tensor]:
+        """Flag the structures (B,) with predictions, or labels of the loss, that are not finite."""
+        flags = {}
+        trained = {term.target for term in self.objective.terms}
+        count = batch.natoms.numel()
+        for name, values in out.items():
+            rows = structure_rows(values, batch, count, self.output_targets[name]["level"])
+            flags[f"prediction {name!r}"] = unfinished_structures(values, rows, count)
+            if name in trained:
+                label = shaped_label(batch, name, values)
+                flags[f"label {name!r}"] = unfinished_structures(label, rows, count)
+        return flags
+
+    def _compute_metrics(
+        self, out: Mapping[str, Tensor], batch: Any, evaluator: Any, metrics: Metrics | None = None
+    ) -> Metrics:
+        """Add a batch to the metrics, in physical units and float32.
+
+        Args:
+            out: From `_forward`.
+            batch: The labelled batch, on the device.
+            evaluator: What to compute.
+            metrics: What was accumulated so far.
+        """
+        free_N = batch.fixed == 0
+        free_B = torch.zeros_like(batch.natoms).index_add_(0, batch.batch, free_N.to(batch.natoms.dtype))
+        predictions: dict[str, Tensor] = {}
+        labels: dict[str, Tensor] = {}
+        for name, settings in self.output_targets.items():
+            pred = self._denorm_preds(name, out[name], batch)
+            label = shaped_label(batch, name, pred).to(pred.dtype)
+            if settings["level"] == "atom" and settings["eval_on_free_atoms"]:
+                pred, label = pred[free_N], label[free_N]
+                counts_B = free_B
+            elif settings["level"] == "atom":
+                counts_B = batch.natoms
+            predictions[name], labels[name] = pred, label
+        if "forces" not in labels:
+            counts_B = free_B
+        shared = {"natoms": counts_B, "natoms_all": batch.natoms}
+        others = {
+            key: batch[key]
+            for key in batch.keys()  # noqa: SIM118 -- iterating over a batch is something else
+            if key not in labels and key not in shared and isinstance(batch[key], Tensor)
+        }
+        result: Metrics = evaluator.eval(
+            {**others, **shared, **predictions}, {**others, **shared, **labels}, prev_metrics=metrics or {}
+        )
+        return result
+
+    def _aggregate_metrics(self, metrics: Metrics) -> Metrics:
+        """Join the metrics of all processes, in one message and in float64. Collective."""
+        names = sorted(metrics)
+        both = [[metrics[name]["total"] for name in names], [metrics[name]["numel"] for name in names]]
+        summed = sum_over_ranks(torch.tensor(both, dtype=torch.float64, device=self.device))
+        totals, counts = summed.tolist()
+        return {
+            name: {"metric": total / max(count, 1), "total": total, "numel": int(count)}
+            for name, total, count in zip(names, totals, counts, strict=True)
+        }
+
+    @torch.no_grad()
+    def predict(
+        self,
+        data_loader: Any,
+        per_image: bool = True,
+        results_file: str | None = None,
+        disable_tqdm: bool = False,
+    ) -> dict[str, Any]:
+        """Predict, with the averaged weights.
+
+        Args:
+            data_loader: A loader, or one batch.
+            per_image: Whether to cut the results into structures; otherwise one tensor per output is returned, for the
+                (first) batch as a whole, on the device.
+            results_file: Name of the file in the run's results folder, or None for none.
+            disable_tqdm: Whether to hide the progress bar.
+
+        Returns:
+            By output a tensor, or (``per_image``) one array per structure of this process, with ``ids`` and atom
+            counts.
+
+        Raises:
+            NonFiniteError: A prediction is not finite.
+        """
+        self._before_evaluation()
+        batches = [data_loader] if isinstance(data_loader, Batch) else data_loader
+        settings = PredictionSettings(self.config["task"], self.config["outputs"])
+        collected = Predictions()
+        with self.swap.averaged(self.ema):
+            for batch in self._shown(batches, disable_tqdm):
+                names = SampleNames.of(batch)
+                predictions = self._predict_batch(batch, names)
+                if not per_image:
+                    return predictions
+                collected.add(settings.split(predictions, batch), names)
+        rows = loaded_rows(data_loader)
+        places = None if rows is None else original_order(data_loader.dataset, [row for part in rows for row in part])
+        self._write_results(dict(collected.rows), places, results_file)
+        return dict(collected.rows)
+
+    def _predict_batch(self, batch: Any, names: SampleNames) -> dict[str, Tensor]:
+        """Predictions of one batch in physical units, checked."""
+        batch = batch.to(self.device, non_blocking=True)
+        out = self._forward(batch)
+        predictions = {name: self._denorm_preds(name, out[name], batch).detach() for name in self.config["outputs"]}
+        require_finite_predictions(predictions, batch, names, self.output_targets)
+        return predictions
+
+    def save_results(
+        self, predictions: Mapping[str, list[Any]], results_file: str | None, keys: Sequence[str] | None = None
+    ) -> None:
+        """Write predictions in the order in which they come, process by process.
+
+        Args:
+            predictions: As from `predict`.
+            results_file: Name of the file, or None to write nothing.
+            keys: What to write; by default everything.
+        """
+        wanted = predictions if keys is None else {key: predictions[key] for key in keys}
+        self._write_results(wanted, None, results_file)
+
+    def _write_results(
+        self, predictions: Mapping[str, list[Any]], places: Sequence[int] | None, results_file: str | None
+    ) -> None:
+        """Write predictions of all processes in the order of the data set. Collective."""
+        if results_file is None:
+            return
+        parts = distutils.gather_objects((dict(predictions), places))
+        if not distutils.is_master() or self.is_debug:
+            return
+        rows = merge_processes([part for part, _ in parts], [own for _, own in parts], list(predictions))
+        path = Path(self.config["cmd"]["results_dir"]) / f"{self.name}_{results_file}.npz"
+        logging.info(f"Writing results to {path}")
+        write_arrays(as_arrays(rows), path)
+
+    def run_relaxations(self) -> None:
+        """Relax the structures of ``dataset.relax`` with the averaged weights, as fairchem does."""
+        self.finish_normalizers()
+        with self.swap.averaged(self.ema):
+            # fairchem would swap weights once more, and for good.
+            average, self.ema = self.ema, None
+            try:
+                super().run_relaxations()
+            finally:
+                self.ema = average

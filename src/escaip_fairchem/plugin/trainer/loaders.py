@@ -1,0 +1,88 @@
+"""Data loaders that can say which samples of the data set a batch holds, and leave the global generators alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from fairchem.core.datasets import data_list_collater
+from torch.utils.data import BatchSampler, DataLoader
+
+
+class RecordingBatchSampler(BatchSampler):
+    """A batch sampler that remembers, per pass, the rows of the data set that it handed out."""
+
+    def __init__(self, inner: Any) -> None:
+        """Wrap a batch sampler; every pass over it is recorded anew."""
+        self.inner = inner
+        self.batches: list[list[int]] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: list[list[int]] = []
+        self.batches = batches
+        for batch in self.inner:
+            rows = [int(row) for row in batch]
+            batches.append(rows)
+            yield rows
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+class Collater:
+    """fairchem's collation, without its warning per batch where data hold no edges: the model searches them then."""
+
+    def __init__(self, *, stored_edges: bool) -> None:
+        """Prepare.
+
+        Args:
+            stored_edges: Whether edges are taken from the data if they are there.
+        """
+        self.stored_edges = stored_edges
+
+    def __call__(self, samples: Sequence[Any]) -> Any:
+        """Join samples into a batch."""
+        with_edges = self.stored_edges and all(sample.get("edge_index") is not None for sample in samples)
+        return data_list_collater(samples, otf_graph=not with_edges)
+
+
+def build_loader(
+    dataset: Any, sampler: Any, *, collate: Callable[[Sequence[Any]], Any], workers: int, device: torch.device
+) -> DataLoader[Any]:
+    """Build the loader of a data set.
+
+    Args:
+        dataset: fairchem's data set.
+        sampler: fairchem's batch sampler.
+        collate: From samples to a batch.
+        workers: Processes that load; 0 loads in this one.
+        device: Memory is pinned only where that speeds up copies to it.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=RecordingBatchSampler(sampler),
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        # Starting an iterator draws a number; from the global generator it would shift dropout after a resume.
+        generator=torch.Generator(),
+    )
+
+
+def seed_loader(loader: DataLoader[Any], seed: int, epoch: int) -> None:
+    """Fix the seeds that a loader's workers get in an epoch."""
+    if loader.generator is not None:
+        loader.generator.manual_seed((seed * 1_000_003 + epoch) % 2**63)
+
+
+def loaded_rows(loader: Any) -> list[list[int]] | None:
+    """Rows of the data set in every batch of the pass that is running, or None where nobody recorded them."""
+    sampler = getattr(loader, "batch_sampler", None)
+    return sampler.batches if isinstance(sampler, RecordingBatchSampler) else None
+
+
+def original_order(dataset: Any, rows: Sequence[int]) -> list[int]:
+    """Places of rows in the file: fairchem shuffles even validation and test sets unless told ``no_shuffle``."""
+    indices = getattr(dataset, "indices", None)
+    return list(rows) if indices is None else [int(indices[row]) for row in rows]

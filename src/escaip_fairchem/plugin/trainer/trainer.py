@@ -1,0 +1,90 @@
+"""fairchem's trainer for energies, forces and stresses, without its traps."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.modules.scaling.util import ensure_fitted
+from torch import Tensor
+
+from escaip_fairchem.plugin.trainer.evaluation import TrainerEvaluation
+from escaip_fairchem.plugin.trainer.training import TrainingLoop
+
+
+@registry.register_trainer("escaip_forces")
+class EScAIPForcesTrainer(TrainerEvaluation):
+    """fairchem's ``OCPTrainer`` with exact resume, atomic checkpoints, bf16, and stops that name samples.
+
+    It trains any of fairchem's models. Its configuration is fairchem's; what it adds:
+
+    ============================== ==========================================================================
+    ``optim.amp_dtype``            ``fp32`` (default), ``bf16`` or ``fp16``; ``--amp`` alone means fp16
+    ``optim.scheduler_params``     EquiformerV2's schedules, settings in epochs: ``lambda_type: cosine``, …
+    ``task.prediction_dtype``      ``float32`` (default), ``float16`` or ``float64``
+    ``task.predict_free_atoms_only`` leave fixed atoms out of the predictions (EvalAI's format)
+    ``task.trust_checkpoint``      load checkpoints that hold arbitrary Python objects
+    ``logger: null``               write no log files
+    ============================== ==========================================================================
+
+    Left out, these are: ``optim.num_workers`` 0, ``optim.batch_size`` 1, ``eval_on_free_atoms`` and
+    ``train_on_free_atoms`` true, metrics and primary metric by the outputs, no scheduler a constant learning rate.
+    """
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """Train from the current step to the last epoch, saving and evaluating on the way.
+
+        Args:
+            disable_eval_tqdm: Whether to hide the progress of validations.
+
+        Raises:
+            NonFiniteError: A loss, prediction, label or gradient is not finite.
+            CheckpointError: The loaded checkpoint's optimizer state does not fit, or a checkpoint cannot be written.
+        """
+        self._require_resumable()
+        ensure_fitted(self._unwrapped_model, warn=True)
+        self.finish_normalizers()
+        if self.ema is not None and not self.ema_decay:
+            logging.info("optim.ema_decay is not set: the checkpoint's averaged weights are not carried on")
+            self.ema = None
+        if self.primary_metric != self.primary_metric_wanted:
+            self.primary_metric, self.best_val_metric = self.primary_metric_wanted, None
+        TrainingLoop(self, hide_evaluation_progress=disable_eval_tqdm).run()
+
+    def _compute_loss(self, out: dict[str, Tensor], batch: Any) -> Tensor:
+        """The total loss of a batch, for code that knows fairchem's trainers."""
+        return self.objective(out, batch, self.normalize_label).total
+
+    def compute_gradients(self, loss: Tensor) -> Tensor:
+        """Differentiate a loss, and clip.
+
+        Returns:
+            Norm of all gradients before clipping, (), on the device.
+        """
+        self.optimizer.zero_grad()
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        scaled.backward()
+        if self.scaler:
+            self.scaler.unscale_(self.optimizer)
+        limit = float(self.clip_grad_norm) if self.clip_grad_norm else float("inf")
+        norm: Tensor = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=limit)
+        return norm
+
+    def update_weights(self) -> None:
+        """Let the optimizer, the average and the schedule take their step."""
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        if self.ema:
+            self.ema.update()
+        if self._steps_schedule:
+            self.scheduler.step()
+
+    def _backward(self, loss: Tensor) -> None:
+        """One optimization step, for code that knows fairchem's trainers."""
+        self.compute_gradients(loss)
+        self.update_weights()
