@@ -5,6 +5,8 @@ It is imported by itself right after ``fairchem.core`` (see ``escaip_fairchem._i
 
 from __future__ import annotations
 
-from escaip_fairchem.plugin import models
+from escaip_fairchem.plugin import compat, loggers, models, trainer
 
-__all__ = ["models"]
+__all__ = ["compat", "loggers", "models", "trainer"]
+
+compat.apply()

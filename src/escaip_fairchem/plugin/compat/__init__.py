@@ -1,0 +1,27 @@
+"""Remedies for what breaks in fairchem-core 1.10 with today's packages, applied when the plugin is imported.
+
+Each remedy changes fairchem, not the package whose release broke it, as far as that is possible; does nothing where the
+installed version does not need it; and does nothing when it is applied again.
+"""
+
+from __future__ import annotations
+
+from escaip_fairchem.plugin.compat.environments import share_lmdb_environments
+from escaip_fairchem.plugin.compat.loading import allow_plain_types_in_checkpoints
+from escaip_fairchem.plugin.compat.remedies import (
+    complete_optimizable_batch,
+    give_sweeps_their_mapping,
+    provide_sph_harm,
+    register_transform,
+)
+
+__all__ = ["apply", "register_transform"]
+
+
+def apply() -> None:
+    """Apply every remedy that the installed versions need."""
+    provide_sph_harm()
+    give_sweeps_their_mapping()
+    complete_optimizable_batch()
+    allow_plain_types_in_checkpoints()
+    share_lmdb_environments()

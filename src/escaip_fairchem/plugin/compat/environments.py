@@ -1,0 +1,101 @@
+"""LMDB files that are opened more than once in one process, which lmdb ≥ 2 refuses."""
+
+from __future__ import annotations
+
+import os
+import types
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import lmdb
+
+_Key = tuple[int, int, tuple[tuple[str, Any], ...]]
+
+
+@dataclass
+class _Entry:
+    environment: Any
+    users: int
+
+
+_open_files: dict[_Key, _Entry] = {}
+
+
+class SharedEnvironment:
+    """One user's handle on an environment that several may have open; the last one to close it does close it.
+
+    Args:
+        path: The file.
+        settings: Keyword arguments of ``lmdb.open``, ``readonly=True`` among them.
+    """
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        self._closed = True
+        self._path, self._settings = path, settings
+        status = os.stat(path)  # noqa: PTH116 (a Path would do no better)
+        self._key: _Key = (status.st_dev, status.st_ino, tuple(sorted(settings.items())))
+        entry = _open_files.get(self._key)
+        if entry is None:
+            entry = _open_files[self._key] = _Entry(lmdb.open(path, **settings), 0)
+        entry.users += 1
+        self._entry = entry
+        self._closed = False
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._closed:
+            raise lmdb.Error(f"{self._path} has been closed")
+        return getattr(self._entry.environment, name)
+
+    def close(self) -> None:
+        """Give the handle up."""
+        if self._closed:
+            return
+        self._closed = True
+        self._entry.users -= 1
+        if self._entry.users == 0:
+            _open_files.pop(self._key, None)
+            self._entry.environment.close()
+
+    def __enter__(self) -> SharedEnvironment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[type[SharedEnvironment], tuple[str, dict[str, Any]]]:
+        # Another process opens the file anew.
+        return SharedEnvironment, (self._path, self._settings)
+
+
+def open_shared(path: str, **settings: Any) -> Any:
+    """Open a file like ``lmdb.open``, shared with everybody in this process who reads it with the same settings.
+
+    Args:
+        path: The file.
+        **settings: As for ``lmdb.open``. Environments for writing are not shared.
+    """
+    if settings.get("readonly"):
+        return SharedEnvironment(str(path), settings)
+    return lmdb.open(str(path), **settings)
+
+
+def share_lmdb_environments() -> None:
+    """Let fairchem's and ase-db-backends' datasets open a file twice under lmdb ≥ 2.
+
+    The validation set may be the test set as well, and the ASE reader opens its file anew in every loader process.
+    """
+    if int(version("lmdb").partition(".")[0]) < 2:
+        return
+    from ase_db_backends import aselmdb
+    from fairchem.core.datasets import lmdb_dataset, oc22_lmdb_dataset
+
+    shared = types.ModuleType("lmdb", lmdb.__doc__)
+    vars(shared).update(vars(lmdb), open=open_shared)
+    for module in (lmdb_dataset, oc22_lmdb_dataset, aselmdb):
+        module.lmdb = shared

@@ -1,0 +1,40 @@
+"""Files written by ``torch.save`` under torch ≥ 2.6, where ``torch.load`` accepts tensors and plain containers only."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+import torch
+from fairchem.core.modules.normalization.element_references import LinearReferences
+from fairchem.core.modules.normalization.normalizer import Normalizer
+from torch.torch_version import TorchVersion
+
+# One letter for every type of number; see numpy.sctypeDict.
+_NUMBERS = "?bhilqBHILQefdg"
+# numpy 2 renamed the module by which files name its two functions.
+_NUMPY_HOMES = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+
+def allow_plain_types_in_checkpoints() -> None:
+    """Let ``torch.load`` read what fairchem writes, still without running code that a file brings along.
+
+    ``normalizers.pt`` and ``element_references.pt`` hold fairchem's two modules, which ``normalizer: file:`` reads back.
+    Checkpoints of older releases hold numpy numbers (metrics), numpy arrays (random states) and paths.
+    """
+    if TorchVersion(torch.__version__) < (2, 6):
+        return  # reads everything
+    torch.serialization.add_safe_globals([Normalizer, LinearReferences, set, *_numpy_types(), *_path_types()])
+
+
+def _numpy_types() -> list[Any]:
+    functions = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    named = [(function, f"{home}.{function.__name__}") for function in functions for home in _NUMPY_HOMES]
+    return [np.ndarray, np.dtype, *named, *{type(np.dtype(letter)) for letter in _NUMBERS}]
+
+
+def _path_types() -> list[Any]:
+    # Python 3.13 moved the classes, and a file names the place they had when it was written.
+    names = ("PosixPath", "PurePosixPath")
+    return [(getattr(pathlib, name), f"{home}.{name}") for name in names for home in ("pathlib", "pathlib._local")]
