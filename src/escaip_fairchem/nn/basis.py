@@ -1,0 +1,154 @@
+"""What a neighbourhood looks like in numbers: radial basis, bond-orientational order, angles.
+
+Shapes: N atoms in the batch, K neighbour slots, G basis functions, L orders l = 0..lmax.
+"""
+
+from __future__ import annotations
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from escaip_fairchem.errors import ConfigError, nearest
+
+# Width of a basis function in units of the spacing between centres.
+RELATIVE_WIDTH = 2.0
+# Below this, the bond-orientational order is rounded off smoothly to zero (see smooth_norm).
+BOO_FLOOR = 1e-3
+
+
+class GaussianBasis(nn.Module):
+    """``exp(−½ ((d − c_g)/(2Δ))²)``, centres c_g evenly spaced by Δ on [0, cutoff] (Å)."""
+
+    centers: Tensor
+
+    def __init__(self, cutoff: float, size: int) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.linspace(0.0, cutoff, size), persistent=False)
+        self.width = RELATIVE_WIDTH * cutoff / (size - 1)
+
+    def forward(self, distance_NK: Tensor) -> Tensor:
+        """Expand distances (Å) of shape (N, K) to (N, K, G)."""
+        scaled = (distance_NK.unsqueeze(-1) - self.centers.to(distance_NK.dtype)) / self.width
+        return torch.exp(-0.5 * scaled.square())
+
+
+class SigmoidBasis(nn.Module):
+    """``σ(2 (d − c_g)/Δ)``, plus a slope of ``slope`` times its argument where that is not 0."""
+
+    centers: Tensor
+
+    def __init__(self, cutoff: float, size: int, slope: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("centers", torch.linspace(0.0, cutoff, size), persistent=False)
+        self.steepness = RELATIVE_WIDTH * (size - 1) / cutoff
+        self.slope = slope
+
+    def forward(self, distance_NK: Tensor) -> Tensor:
+        """Expand distances (Å) of shape (N, K) to (N, K, G)."""
+        argument = self.steepness * (distance_NK.unsqueeze(-1) - self.centers.to(distance_NK.dtype))
+        return torch.sigmoid(argument) + self.slope * argument
+
+
+class SiLUBasis(nn.Module):
+    """``silu(w_g d + v_g)`` with learned w and v."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.affine = nn.Linear(2, size)
+
+    def forward(self, distance_NK: Tensor) -> Tensor:
+        """Expand distances (Å) of shape (N, K) to (N, K, G)."""
+        inputs = torch.stack((distance_NK, torch.ones_like(distance_NK)), dim=-1)
+        return nn.functional.silu(self.affine(inputs))
+
+
+DISTANCE_FUNCTIONS = ("gaussian", "linearsigmoid", "sigmoid", "silu")
+
+
+def build_radial_basis(name: str, cutoff: float, size: int) -> nn.Module:
+    """Make the radial basis of that name.
+
+    Args:
+        name: One of :data:`DISTANCE_FUNCTIONS`.
+        cutoff: Radius of a neighbourhood in Å.
+        size: Number of basis functions G.
+
+    Raises:
+        ConfigError: The name is unknown.
+    """
+    if name == "gaussian":
+        return GaussianBasis(cutoff, size)
+    if name == "sigmoid":
+        return SigmoidBasis(cutoff, size)
+    if name == "linearsigmoid":
+        return SigmoidBasis(cutoff, size, slope=0.001)
+    if name == "silu":
+        return SiLUBasis(size)
+    raise ConfigError(f"distance_function: {name!r} is unknown{nearest(name, DISTANCE_FUNCTIONS)}")
+
+
+def smooth_norm(squared: Tensor, floor: float) -> Tensor:
+    """Square root whose derivatives stay finite at zero.
+
+    With q² the argument: q where q ≥ floor, and below it the even polynomial
+    ``floor (15 t − 10 t² + 3 t³)/8`` of t = (q/floor)², which joins with two continuous derivatives.
+    The plain root has a kink at q = 0, where perfect crystals sit; there it makes forces NaN.
+
+    Args:
+        squared: q² ≥ 0, any shape.
+        floor: Where the rounding begins, in units of q.
+    """
+    ratio = squared / floor**2
+    rounded = floor / 8.0 * ratio * (15.0 + ratio * (3.0 * ratio - 10.0))
+    is_large = ratio >= 1.0
+    # The inner where keeps the unused branch from producing an infinite gradient.
+    root = torch.where(is_large, squared, torch.ones_like(squared)).sqrt()
+    return torch.where(is_large, root, rounded)
+
+
+def bond_orientational_order(direction_NK3: Tensor, mask_NK: Tensor, lmax: int) -> Tensor:
+    """Rotation-invariant shape of each neighbourhood (Steinhardt et al. 1983; EScAIP's node directions).
+
+    ``BOO_l(i) = sqrt(Σ_m (mean_k Y_lm(u_ik))²)``, with real spherical harmonics for which Σ_m Y_lm² = 2l + 1 (e3nn's
+    ``component``).
+
+    Args:
+        direction_NK3: Unit vectors from sender to receiver, shape (N, K, 3). Empty slots may hold anything finite.
+        mask_NK: True for used slots, shape (N, K), at least one per atom.
+        lmax: Highest order.
+
+    Returns:
+        Shape (N, lmax + 1).
+    """
+    orders = list(range(lmax + 1))
+    harmonics = o3.spherical_harmonics(orders, direction_NK3, normalize=False, normalization="component")
+    mean = masked_mean(harmonics, mask_NK)
+    # A fixed assignment of the (lmax+1)² components to their orders, as sums over slices.
+    squared = [block.square().sum(dim=-1) for block in mean.split([2 * order + 1 for order in orders], dim=-1)]
+    return smooth_norm(torch.stack(squared, dim=-1), BOO_FLOOR)
+
+
+def angle_cosines(direction_NK3: Tensor) -> Tensor:
+    """Cosine of the angle between every two edges of an atom, ``u_ik · u_ik'``.
+
+    Args:
+        direction_NK3: Unit vectors, shape (N, K, 3).
+
+    Returns:
+        Shape (N, K, K).
+    """
+    return direction_NK3 @ direction_NK3.transpose(-1, -2)
+
+
+def masked_sum(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:
+    """Sum over the used slots; shape (N, K, ...) to (N, ...)."""
+    mask = mask_NK.reshape(mask_NK.shape + (1,) * (features_NKD.dim() - 2))
+    return features_NKD.masked_fill(~mask, 0.0).sum(dim=1)
+
+
+def masked_mean(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:
+    """Mean over the used slots; shape (N, K, ...) to (N, ...). Every atom has at least one."""
+    count = mask_NK.sum(dim=1).to(features_NKD.dtype)
+    total = masked_sum(features_NKD, mask_NK)
+    return total / count.reshape(count.shape + (1,) * (total.dim() - 1))

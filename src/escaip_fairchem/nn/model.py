@@ -1,0 +1,138 @@
+"""The backbone of EScAIP: from structures to the node and edge features that the heads read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from escaip_fairchem.nn.attention import NeighborhoodAttention
+from escaip_fairchem.nn.basis import angle_cosines, bond_orientational_order, build_radial_basis
+from escaip_fairchem.nn.blocks import AttentionBlock, BlockSettings, InputBlock
+from escaip_fairchem.nn.config import BackboneConfig
+from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
+from escaip_fairchem.nn.graph import Graph
+from escaip_fairchem.nn.initialization import initialize
+from escaip_fairchem.nn.readout import Projection, Readout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What the heads read.
+
+    Attributes:
+        node_NH: Projected readouts of the atoms, shape (N, H).
+        edge_NKH: Projected readouts of the edges, shape (N, K, H), or None where no head reads edges.
+    """
+
+    node_NH: Tensor
+    edge_NKH: Tensor | None
+
+
+class Backbone(nn.Module):
+    """EScAIP's backbone (Qu & Krishnapriyan, NeurIPS 2024, arXiv:2410.24169).
+
+    Edges of each neighbourhood attend to each other; a readout of every depth is kept, and all of them are joined.
+
+    Args:
+        config: Settings.
+        has_edge_stream: Whether edge features are kept for the heads. Without it, the layers that only feed
+            them are not built.
+    """
+
+    def __init__(self, config: BackboneConfig, *, has_edge_stream: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.radial_basis = build_radial_basis(
+            config.distance_function, config.max_radius, config.edge_distance_expansion_size
+        )
+        settings = _block_settings(config, has_edge_stream)
+        self.input_block = InputBlock(settings)
+        self.blocks = nn.ModuleList(_attention_block(config, settings) for _ in range(config.num_layers))
+        self.readouts = nn.ModuleList(_readout(config, has_edge_stream) for _ in range(config.num_layers + 1))
+        self.node_projection = _projection(config)
+        self.edge_projection = _projection(config) if has_edge_stream else None
+        initialize(self)
+
+    def forward(self, graph: Graph) -> Features:
+        """Compute the features of a batch.
+
+        Args:
+            graph: Neighbourhoods and their geometry; its dtype is that of the parameters outside autocast.
+        """
+        features = self.edge_features(graph)
+        state = self.input_block(graph, features)
+        readouts = [self.readouts[0](state)]
+        for block, readout in zip(self.blocks, self.readouts[1:], strict=True):
+            state = block(state, graph, features)
+            readouts.append(readout(state))
+        edge_NKH = None
+        if self.edge_projection is not None:
+            edge_NKH = self.edge_projection([part.edge_NKH for part in readouts])
+        return Features(node_NH=self.node_projection([part.node_NH for part in readouts]), edge_NKH=edge_NKH)
+
+    def edge_features(self, graph: Graph) -> EdgeFeatures:
+        """Describe edges and neighbourhoods by invariant numbers, in full precision also under autocast."""
+        with torch.autocast(graph.distance_NK.device.type, enabled=False):
+            lmax = self.config.node_direction_expansion_size - 1
+            return EdgeFeatures(
+                radial_NKG=self.radial_basis(graph.distance_NK).masked_fill(~graph.edge_mask_NK.unsqueeze(-1), 0.0),
+                order_NL=bond_orientational_order(graph.direction_NK3, graph.mask_NK, lmax),
+                cosines_NKK=angle_cosines(graph.direction_NK3),
+            )
+
+
+def _block_settings(config: BackboneConfig, has_edge_stream: bool) -> BlockSettings:
+    return BlockSettings(
+        hidden_size=config.hidden_size,
+        sizes=EdgeAttributeSizes(
+            radial=config.edge_distance_expansion_size,
+            distance=config.edge_distance_embedding_size,
+            orders=config.node_direction_expansion_size,
+            orientation=config.node_direction_embedding_size,
+            elements=config.max_num_elements,
+            element=config.atom_embedding_size,
+        ),
+        activation=config.activation,
+        normalization=config.normalization,
+        dropout=config.mlp_dropout,
+        has_edge_stream=has_edge_stream,
+    )
+
+
+def _attention_block(config: BackboneConfig, settings: BlockSettings) -> AttentionBlock:
+    attention = NeighborhoodAttention(
+        config.hidden_size,
+        config.atten_num_heads,
+        use_angles=config.use_angle_embedding,
+        dropout=config.atten_dropout,
+        implementation=config.atten_name,
+    )
+    return AttentionBlock(
+        settings,
+        attention,
+        ffn_multiplier=config.ffn_hidden_layer_multiplier,
+        stochastic_depth=config.stochastic_depth_prob,
+    )
+
+
+def _readout(config: BackboneConfig, has_edge_stream: bool) -> Readout:
+    return Readout(
+        config.hidden_size,
+        multiplier=config.readout_hidden_layer_multiplier,
+        activation=config.activation,
+        normalization=config.normalization,
+        dropout=config.mlp_dropout,
+        has_edge_stream=has_edge_stream,
+    )
+
+
+def _projection(config: BackboneConfig) -> Projection:
+    return Projection(
+        config.hidden_size,
+        config.num_layers + 1,
+        activation=config.activation,
+        normalization=config.normalization,
+        dropout=config.mlp_dropout,
+    )
