@@ -48,7 +48,7 @@ def energy_forces_within_threshold(pred: Tensors, target: Tensors, key: Any = No
     natoms_B = target["natoms"]
     structure_N = torch.repeat_interleave(torch.arange(len(natoms_B), device=natoms_B.device), natoms_B)
     error_N = (target["forces"] - pred["forces"]).abs().amax(-1)
-    worst_B = error_N.new_zeros(len(natoms_B)).index_reduce_(0, structure_N, error_N, "amax")
+    worst_B = error_N.new_zeros(len(natoms_B)).scatter_reduce(0, structure_N, error_N, "amax")
     energy_B = (target["energy"] - pred["energy"]).abs().reshape(-1)
     return _totals(((energy_B < ENERGY_THRESHOLD_EV) & (worst_B < FORCE_THRESHOLD_EV_PER_ANGSTROM)).float())
 

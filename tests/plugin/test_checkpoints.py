@@ -1,0 +1,117 @@
+"""Checkpoint files: whole or untouched, readable everywhere."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from escaip_fairchem.errors import CheckpointError
+from escaip_fairchem.plugin import checkpoints
+from escaip_fairchem.plugin.checkpoints import as_plain, atomic_file, read_checkpoint, save_atomically
+
+# The module alone: importing fairchem as well would take most of the test's time.
+_LOAD = f"""
+import importlib.util, sys, torch
+spec = importlib.util.spec_from_file_location("checkpoints", {checkpoints.__file__!r})
+checkpoints = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(checkpoints)
+save_atomically = checkpoints.save_atomically
+"""
+_SAVE_FOREVER = """
+for step in range(10**9):
+    save_atomically({"state_dict": {"w": torch.full((200_000,), float(step))}, "step": step}, sys.argv[1])
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_file_that_loads(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    moments = random.Random(0)
+    seen = []
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", _LOAD + _SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        checkpoint = read_checkpoint(path)
+        assert checkpoint["state_dict"]["w"].eq(checkpoint["step"]).all()
+        seen.append(checkpoint["step"])
+    assert max(seen) > 1
+    assert len(list(tmp_path.iterdir())) <= 2  # the file and at most one temporary one, however many kills
+
+
+_FULL_DISK = """
+import json, resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    save_atomically({"state_dict": {"w": torch.zeros(1_000_000)}}, sys.argv[1])
+except checkpoints.CheckpointError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    save_atomically({"state_dict": {"w": torch.ones(3)}}, path)
+    run = subprocess.run([sys.executable, "-c", _LOAD + _FULL_DISK, str(path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    message = json.loads(run.stdout)
+    assert str(path) in message
+    assert "the previous file is intact" in message
+    assert read_checkpoint(path)["state_dict"]["w"].tolist() == [1, 1, 1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "x") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no_such_folder"):
+        save_atomically({}, tmp_path / "no_such_folder" / "checkpoint.pt")
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"absent\.pt: no such checkpoint"):
+        read_checkpoint(tmp_path / "absent.pt")
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes(b"PK\x03\x04 not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"damaged\.pt"):
+        read_checkpoint(damaged)
+    torch.save({"weights": 1}, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="not a fairchem checkpoint"):
+        read_checkpoint(tmp_path / "other.pt")
+
+
+class Foreign:
+    """Any class that a checkpoint might have been pickled with."""
+
+
+def test_foreign_objects_load_only_when_trusted(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.pt"
+    torch.save({"state_dict": {}, "thing": Foreign()}, path)
+    with pytest.raises(CheckpointError, match="trust_checkpoint"):
+        read_checkpoint(path)
+    assert isinstance(read_checkpoint(path, trusted=True)["thing"], Foreign)
+
+
+def test_plain_values_load_under_weights_only(tmp_path: Path) -> None:
+    config = {"a": np.float32(0.5), "b": (np.int64(3), Path("x/y")), "c": [np.arange(2)], "d": {"e": None}}
+    plain = as_plain(config)
+    assert plain == {"a": 0.5, "b": (3, "x/y"), "c": [[0, 1]], "d": {"e": None}}
+    save_atomically({"config": plain}, tmp_path / "x.pt")
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["config"] == plain

@@ -1,0 +1,96 @@
+"""Run folders: unique names, one run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from escaip_fairchem.errors import RunFolderError
+from escaip_fairchem.plugin import run_folder
+from escaip_fairchem.plugin.run_folder import RunFolderLock, unique_run_name
+
+# The module alone: importing fairchem as well would take most of the test's time.
+_HOLD = f"""
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location("run_folder", {run_folder.__file__!r})
+run_folder = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(run_folder)
+lock = run_folder.RunFolderLock(sys.argv[1]); lock.acquire()
+child = os.fork()  # like a data-loader worker: it must not keep the lock after its parent
+if child == 0:
+    time.sleep(60); os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+def test_names_are_readable_and_never_repeat() -> None:
+    now = datetime(2025, 1, 31, 23, 59, 58)
+    names = {unique_run_name("my run/1", now) for _ in range(500)}
+    assert len(names) == 500
+    assert all(name.startswith("2025-01-31-23-59-58-my_run_1-") for name in names)
+    assert unique_run_name("", now).count("-") == 6
+
+
+def test_names_do_not_touch_seeded_generators() -> None:
+    import random
+
+    random.seed(0)
+    expected = random.Random(0).random()
+    unique_run_name("x")
+    assert random.random() == expected
+
+
+def test_a_folder_in_use_is_refused_and_freed_by_a_kill(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    try:
+        with pytest.raises(RunFolderError, match=rf"in use by process {process.pid} on ") as error:
+            RunFolderLock(tmp_path).acquire()
+        assert "--timestamp-id" in str(error.value)
+        process.kill()
+        process.wait()
+        os.kill(child, 0)  # the child lives on, as a worker may for some seconds
+        lock = RunFolderLock(tmp_path)
+        lock.acquire()
+        assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+        lock.release()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_the_same_process_is_refused_too_until_released(tmp_path: Path) -> None:
+    first = RunFolderLock(tmp_path)
+    first.acquire()
+    with pytest.raises(RunFolderError, match=str(os.getpid())):
+        RunFolderLock(tmp_path).acquire()
+    first.release()
+    first.release()
+    RunFolderLock(tmp_path).acquire()
+
+
+def test_without_locks_the_named_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_lock", lambda descriptor: None)
+    record = tmp_path / "run.lock"
+    finished = subprocess.Popen([sys.executable, "-c", ""])
+    finished.wait()
+    here = run_folder.socket.gethostname()
+    for pid, host, refused in ((os.getpid(), here, True), (finished.pid, here, False), (1, "elsewhere", True)):
+        record.write_text(json.dumps({"pid": pid, "host": host, "start": "today"}))
+        lock = RunFolderLock(tmp_path)
+        if refused:
+            with pytest.raises(RunFolderError, match=f"process {pid} on {host}"):
+                lock.acquire()
+        else:
+            lock.acquire()
+            lock.release()
+    record.write_text("{half a rec")
+    RunFolderLock(tmp_path).acquire()
