@@ -18,6 +18,9 @@ from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, neare
 
 __all__ = ["Neighborhoods", "StructureError", "find_neighbors", "neighborhoods_from_edges"]
 
+LARGEST_USUAL_COORDINATE = 100.0
+"""Å. What a coordinate of this size loses to rounding decides what counts as exactly at the cutoff."""
+
 TYPICAL_DENSITY = 0.05
 """Atoms per Å³ of ordinary matter, from which the first search radius is guessed. It decides the speed alone."""
 
@@ -128,6 +131,7 @@ def neighborhoods_from_edges(
     check_finite(positions_N3, cell_B33, structure_N)
     check_edges(edge_index_2E, cell_offsets_E3, structure_N)
     sender_E, receiver_E = edge_index_2E
+    dtype = positions_N3.dtype
     positions_N3, cell_E33 = positions_N3.double(), cell_B33.double()[structure_N[receiver_E]]
     offset_E3 = (cell_offsets_E3.unsqueeze(-1) * cell_E33).sum(1)
     pairs = Pairs(
@@ -136,23 +140,23 @@ def neighborhoods_from_edges(
         shift_E3=cell_offsets_E3.long(),
         vector_E3=positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3,
     )
-    limit = rounded_up(cutoff, positions_N3.dtype)
+    limit = rounded_up(cutoff, dtype)
     pairs = pairs.select(rows((pairs.vector_E3.norm(dim=1) <= limit) & ~pairs.is_self()))
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
 
 
 def rounded_up(cutoff: float, dtype: torch.dtype) -> float:
-    """Widen the cutoff by a few rounding errors of the input, so that a neighbour exactly at the cutoff always counts.
+    """Widen the cutoff by the rounding of the input, so that a crystal's shell exactly at the cutoff counts as a whole.
 
     Args:
         cutoff: Å.
         dtype: Type in which the positions were given.
 
     Returns:
-        Å. In float32 wider by a millionth.
+        Å. Wider by 1e-5 Å for float32, and by 1e-9 Å, which covers the search's own rounding, for float64.
     """
-    return cutoff * (1 + 8 * torch.finfo(dtype).eps)
+    return cutoff + max(1e-9, LARGEST_USUAL_COORDINATE * torch.finfo(dtype).eps)
 
 
 def search_radii(limit: float, max_neighbors: int) -> list[float]:

@@ -74,7 +74,7 @@ def check_volume(thickness_B: Tensor, cell_B33: Tensor, pbc_B3: Tensor) -> None:
         raise StructureError(
             structure,
             f"pbc {pbc_B3[structure].tolist()} with the cell {cell_B33[structure].tolist()} Å, whose lattice vectors "
-            "on periodic axes are zero or linearly dependent. Give these axes lattice vectors, or set pbc to False there.",
+            "on periodic axes are zero or linearly dependent. Give them lattice vectors, or set pbc to False there.",
         )
 
 

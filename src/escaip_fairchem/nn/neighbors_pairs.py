@@ -170,7 +170,8 @@ def bundles(candidates_P: Tensor) -> Iterator[Tensor]:
 
     Yields:
         Rows of receivers, int64. A bundle exceeds ``PAIR_BUDGET`` by less than its first receiver's candidates.
+        Without receivers there is one empty bundle.
     """
     bundle_P = (candidates_P.cumsum(0) - 1).div(PAIR_BUDGET, rounding_mode="floor")
     _, sizes = bundle_P.unique_consecutive(return_counts=True)
-    yield from torch.arange(len(candidates_P), device=candidates_P.device).split(sizes.tolist())
+    yield from torch.arange(len(candidates_P), device=candidates_P.device).split(sizes.tolist() or [0])
