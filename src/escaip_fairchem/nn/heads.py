@@ -52,8 +52,8 @@ class EnergyHead(nn.Module):
 
     def forward(self, node_NH: Tensor, graph: Graph) -> Tensor:
         """Predict energies of shape (B, 1)."""
-        atomic_N1: Tensor = self.layer(node_NH)
-        return self.reduce(atomic_N1, graph.structure_N, graph.num_structures)
+        reduced_B1: Tensor = self.reduce(self.layer(node_NH), graph.structure_N, graph.num_structures)
+        return reduced_B1
 
 
 class DirectForceHead(nn.Module):
@@ -71,7 +71,8 @@ class DirectForceHead(nn.Module):
     def forward(self, node_NH: Tensor, edge_NKH: Tensor, graph: Graph) -> Tensor:
         """Predict forces of shape (N, 3)."""
         vectors_NK3 = self.direction_layer(edge_NKH) * graph.direction_NK3
-        return masked_sum(vectors_NK3, graph.edge_mask_NK) * self.magnitude_layer(node_NH)
+        magnitude_N1: Tensor = self.magnitude_layer(node_NH)
+        return masked_sum(vectors_NK3, graph.edge_mask_NK) * magnitude_N1
 
 
 def quadrupole_harmonics(direction_NK3: Tensor) -> Tensor:

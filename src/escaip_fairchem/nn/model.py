@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.nn.attention import NeighborhoodAttention
@@ -14,6 +13,7 @@ from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
 from escaip_fairchem.nn.graph import Graph
 from escaip_fairchem.nn.initialization import initialize
+from escaip_fairchem.nn.precision import full_precision
 from escaip_fairchem.nn.readout import Projection, Readout
 
 
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
 
     def edge_features(self, graph: Graph) -> EdgeFeatures:
         """Describe edges and neighbourhoods by invariant numbers, in full precision also under autocast."""
-        with torch.autocast(graph.distance_NK.device.type, enabled=False):
+        with full_precision(graph.distance_NK.device):
             lmax = self.config.node_direction_expansion_size - 1
             return EdgeFeatures(
                 radial_NKG=self.radial_basis(graph.distance_NK).masked_fill(~graph.edge_mask_NK.unsqueeze(-1), 0.0),

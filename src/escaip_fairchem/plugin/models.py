@@ -28,6 +28,7 @@ from escaip_fairchem.nn import (
 )
 from escaip_fairchem.nn.config import OBSOLETE_KEYS, drop_obsolete_keys
 from escaip_fairchem.nn.initialization import ENERGY_HEAD_GAIN, initialize, parameters_without_decay
+from escaip_fairchem.nn.precision import full_precision
 from escaip_fairchem.plugin.batches import errors_name_samples, neighborhoods_of_batch, systems_from_batch
 
 if TYPE_CHECKING:
@@ -66,13 +67,12 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
             conservative models ``strained``, the leaves of the differentiation.
         """
         dtype = next(self.parameters()).dtype
-        # Geometry is computed in full precision: bf16 positions would be off by tenths of an Å.
         # A conservative model needs gradients also where fairchem has switched them off (validation, prediction).
         with (
             errors_name_samples(data),
             torch.set_grad_enabled(torch.is_grad_enabled() or self.config.is_conservative),
         ):
-            with torch.autocast(data.pos.device.type, enabled=False):
+            with full_precision(data.pos.device):
                 systems = systems_from_batch(data, use_pbc=self.config.use_pbc, dtype=dtype)
                 systems.check_elements(self.config.max_num_elements)
                 neighborhoods = neighborhoods_of_batch(

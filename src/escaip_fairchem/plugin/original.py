@@ -73,7 +73,7 @@ _RENAMED = [
     (r"\.final_output\.0\.", ".linear."),
 ]
 # Tensors that follow from the settings.
-_DERIVED = re.compile(r"(^|\.)(offset|temp|distance_function\.offset)$")
+_DERIVED = re.compile(r"(^|\.)offset$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +206,14 @@ def load_original(model: nn.Module, state_dict: Mapping[str, Tensor]) -> ImportR
     return report
 
 
+def is_derived(name: str) -> bool:
+    """Whether a tensor of the original is no parameter, but follows from the settings."""
+    return _DERIVED.search(name) is not None
+
+
 def _has_no_effect(name: str, original_name: str, model: nn.Module) -> bool:
     """Whether a tensor follows from the settings, or belongs to the edge stream of a model that has none."""
-    if _DERIVED.search(original_name):
+    if is_derived(original_name):
         return True
     backbone = getattr(model, "backbone", None)
     if backbone is None or backbone.has_edge_stream:

@@ -1,0 +1,62 @@
+"""``escaip info CONFIG``: what a configuration's model is made of and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from escaip_fairchem.plugin.info import ModelInfo
+
+# float32 weights, gradients, two moments of AdamW, and the moving average.
+_BYTES_PER_TRAINED_PARAMETER = 4 * 5
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the sub-command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "info",
+        help="parameters, memory and FLOPs of a configuration's model",
+        description="Print the parameters of each part of a configuration's model, estimates of memory and "
+        "floating-point operations per atom, and the configuration with its includes resolved.",
+    )
+    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files")
+    parser.add_argument("--no-config", action="store_true", help="leave the resolved configuration out")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print what is known about every configuration."""
+    import yaml
+
+    from escaip_fairchem.plugin.info import inspect_config
+
+    for path in arguments.configs:
+        info = inspect_config(path)
+        print(f"{path}")
+        for line in describe(info):
+            print(f"  {line}")
+        if not arguments.no_config:
+            print("  resolved configuration:")
+            for line in yaml.safe_dump(info.config, sort_keys=False).splitlines():
+                print(f"    {line}")
+    return 0
+
+
+def describe(info: ModelInfo) -> list[str]:
+    """Lines of the report on one configuration."""
+    lines = [f"{part:<20} {count:>15,} parameters" for part, count in info.parameters.items()]
+    lines.append(f"{'total':<20} {info.total:>15,} parameters")
+    lines.append(f"{'weights':<20} {info.total * 4 / 2**20:>15,.1f} MiB (float32)")
+    training = info.total * _BYTES_PER_TRAINED_PARAMETER / 2**20
+    lines.append(f"{'training state':<20} {training:>15,.1f} MiB (weights, gradients, AdamW, EMA)")
+    if info.costs is not None:
+        costs = info.costs
+        lines += [
+            f"{'forward':<20} {costs.forward_flops / 1e9:>15,.2f} GFLOP per atom, all neighbour slots in use",
+            f"{'training step':<20} {3 * costs.forward_flops / 1e9:>15,.2f} GFLOP per atom (direct forces; about)",
+            f"{'training memory':<20} {costs.saved_bytes / 2**20:>15,.2f} MiB per atom (float32, plain model)",
+            f"{'inference memory':<20} {costs.readout_bytes / 2**20:>15,.2f} MiB per atom for the readouts alone",
+        ]
+    return lines

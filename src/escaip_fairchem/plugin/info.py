@@ -1,0 +1,98 @@
+"""What ``escaip info`` tells about a configuration, without building a run."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import load_config
+from torch import nn
+
+from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.nn.costs import Costs, count_costs
+from escaip_fairchem.plugin.models import EScAIPBackbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A configuration's model.
+
+    Attributes:
+        config: The configuration with its includes resolved.
+        parameters: Number of parameters by part.
+        costs: Costs per atom of the backbone; None for models of others.
+    """
+
+    config: dict[str, Any]
+    parameters: dict[str, int]
+    costs: Costs | None
+
+    @property
+    def total(self) -> int:
+        """Number of parameters."""
+        return sum(self.parameters.values())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML file with its ``includes``.
+
+    Raises:
+        ConfigError: The file is missing or unreadable, or its includes contradict each other.
+    """
+    try:
+        config, _, conflicts = load_config(str(path))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    if conflicts:
+        raise ConfigError(f"{path}: included files contradict each other in {conflicts}")
+    if "name" not in (config.get("model") or {}):
+        raise ConfigError(f"{path}: has no section 'model:' with a 'name:'")
+    return dict(config)
+
+
+def inspect_config(path: Path) -> ModelInfo:
+    """Build a configuration's model without data, and count.
+
+    Raises:
+        ConfigError: The configuration or its model section cannot be used.
+    """
+    config = read_config(path)
+    model = build_without_data(config["model"])
+    backbone = getattr(model, "backbone", None)
+    costs = count_costs(backbone.network, backbone.config) if isinstance(backbone, EScAIPBackbone) else None
+    return ModelInfo(config=config, parameters=parameters_by_part(model), costs=costs)
+
+
+def build_without_data(section: Mapping[str, Any]) -> nn.Module:
+    """Build the model of a ``model:`` section on the ``meta`` device."""
+    settings = copy.deepcopy(dict(section))
+    model_class = registry.get_model_class(settings.pop("name"))
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: nn.Module = model_class(**settings)
+    return model
+
+
+def parameters_by_part(model: nn.Module) -> dict[str, int]:
+    """Count parameters by the parts a reader of the paper knows."""
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = _part(name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+def _part(name: str) -> str:
+    pieces = name.split(".")
+    if pieces[0] == "output_heads":
+        return f"head {pieces[1]}"
+    if pieces[:2] == ["backbone", "network"]:
+        names = {"input_block": "input block", "blocks": "attention blocks", "readouts": "readouts"}
+        return names.get(pieces[2], "output projection")
+    return pieces[0]
