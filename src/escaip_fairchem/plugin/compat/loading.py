@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from fairchem.core.modules.normalization.element_references import LinearReferences
 from fairchem.core.modules.normalization.normalizer import Normalizer
-from torch.torch_version import TorchVersion
 
 # One letter for every type of number; see numpy.sctypeDict.
 _NUMBERS = "?bhilqBHILQefdg"
@@ -20,16 +19,16 @@ _NUMPY_HOMES = ("numpy.core.multiarray", "numpy._core.multiarray")
 def allow_plain_types_in_checkpoints() -> None:
     """Let ``torch.load`` read what fairchem writes, still without running code that a file brings along.
 
-    ``normalizers.pt`` and ``element_references.pt`` hold fairchem's two modules, which ``normalizer: file:`` reads back.
+    ``normalizers.pt`` and ``element_references.pt`` hold fairchem's two modules; ``normalizer: file:`` reads them back.
     Checkpoints of older releases hold numpy numbers (metrics), numpy arrays (random states) and paths.
     """
-    if TorchVersion(torch.__version__) < (2, 6):
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
         return  # reads everything
     torch.serialization.add_safe_globals([Normalizer, LinearReferences, set, *_numpy_types(), *_path_types()])
 
 
 def _numpy_types() -> list[Any]:
-    functions = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    functions: list[Any] = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
     named = [(function, f"{home}.{function.__name__}") for function in functions for home in _NUMPY_HOMES]
     return [np.ndarray, np.dtype, *named, *{type(np.dtype(letter)) for letter in _NUMBERS}]
 

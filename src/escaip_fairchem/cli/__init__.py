@@ -1,0 +1,1 @@
+"""The commands: ``fairchem`` (with ``fairchem main``) and ``escaip``."""

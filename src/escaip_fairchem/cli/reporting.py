@@ -1,0 +1,38 @@
+"""How commands end: status 0, or a message and a status."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+
+from escaip_fairchem.errors import EScAIPError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_reporting(command: str, function: Callable[[], int | None], *, debug: bool) -> int:
+    """Run a command; say what a user can put right in one message, and leave the traceback to everything else.
+
+    Args:
+        command: Name of the command, which starts the message.
+        function: The command. What it returns is the exit status; None counts as 0.
+        debug: Whether to print the traceback in any case.
+
+    Returns:
+        The exit status: 2 for an error that is the user's to put right, 130 for Ctrl-C.
+    """
+    try:
+        return function() or 0
+    except EScAIPError as error:
+        if debug:
+            traceback.print_exc()
+        sys.stdout.flush()
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print(f"{command}: interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -1,0 +1,161 @@
+"""What can be known to fail before anything heavy is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.plugin.checkpoints import read_checkpoint
+from escaip_fairchem.plugin.launch import known_keys
+from escaip_fairchem.plugin.launch.names import check_names
+from escaip_fairchem.plugin.trainer.metrics import CheckedEvaluator, choose_primary, default_metrics
+from escaip_fairchem.plugin.trainer.settings import complete_settings
+
+SPLIT_OF_MODE = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
+_ADVICE = (
+    "make a small data set with `escaip data demo OUT` or one of your own with `escaip data convert`, or say where "
+    "the data is: {key}=…"
+)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """Refuse a configuration that cannot work, and fill in what fairchem would stumble over.
+
+    Args:
+        config: The whole configuration, command-line flags included; missing keys are added.
+
+    Raises:
+        ConfigError: A key is missing, unknown, or fits nothing else in the configuration.
+        DataError: A data set is not where the configuration says.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    for section in ("model", "optim", "dataset"):
+        if not config.get(section):
+            raise ConfigError(f"{section}: this section is missing from the configuration")
+    check_keys(config)
+    check_names(config)
+    check_data(config["dataset"], config["mode"])
+    if config.get("loss_functions"):  # the way of writing things since fairchem 1.0; fairchem converts older ones
+        complete_settings(config, inference_only=False)
+        complete_metrics(config)
+    check_checkpoint(config)
+
+
+def check_keys(config: Mapping[str, Any]) -> None:
+    """Refuse keys that nobody reads, where it is known who reads them.
+
+    Raises:
+        ConfigError: A key is unknown; the message names the nearest known one.
+    """
+    if str(config.get("trainer", "ocp")) not in known_keys.STOCK_TRAINERS:
+        return
+    _refuse_unknown("", config, known_keys.TOP)
+    optim = config["optim"]
+    _refuse_unknown("optim.", optim, known_keys.OPTIM | known_keys.scheduler_keys(optim))
+    _refuse_unknown("task.", config.get("task"), known_keys.TASK)
+    _refuse_unknown("evaluation_metrics.", config.get("evaluation_metrics"), known_keys.EVALUATION)
+    for name, output in (config.get("outputs") or {}).items():
+        _refuse_unknown(f"outputs.{name}.", output, known_keys.OUTPUT)
+    if isinstance(config["dataset"], Mapping):
+        _check_dataset_keys(config["dataset"])
+
+
+def _check_dataset_keys(dataset: Mapping[str, Any]) -> None:
+    _refuse_unknown("dataset.", dataset, known_keys.SPLITS)
+    shared = (dataset.get("train") or {}).get("format", "lmdb")
+    for split, settings in dataset.items():
+        if (settings or {}).get("format", shared) in known_keys.STOCK_FORMATS:
+            _refuse_unknown(f"dataset.{split}.", settings, known_keys.DATASET)
+
+
+def _refuse_unknown(place: str, section: Any, known: Iterable[str]) -> None:
+    if section is None:
+        return
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"{place.rstrip('.')}: {section!r} is given where keys with values are needed")
+    known = set(known)
+    for key in section:
+        if key not in known:
+            raise ConfigError(f"{place}{key}: unknown key{nearest(str(key), known)}")
+
+
+def check_data(dataset: Any, mode: str) -> None:
+    """Refuse data sets that are not there.
+
+    Args:
+        dataset: The ``dataset`` section: splits by name. The older forms are left to fairchem.
+        mode: What is going to be done.
+
+    Raises:
+        ConfigError: The split that the mode needs is not configured.
+        DataError: A path does not exist, or a folder holds no LMDB file.
+    """
+    if not isinstance(dataset, Mapping) or not known_keys.SPLITS & set(dataset):
+        return
+    needed = SPLIT_OF_MODE[mode]
+    if not (dataset.get(needed) or {}).get("src"):
+        key = f"dataset.{needed}.src"
+        raise ConfigError(f"{key}: missing, and needed to {mode}; {_ADVICE.format(key=key)}")
+    shared = dataset.get("train") or {}
+    for split in sorted(known_keys.SPLITS & set(dataset)):
+        settings = dataset[split] or {}
+        inherited = shared if settings.get("use_train_settings", True) else {}
+        _check_sources(
+            f"dataset.{split}.src", settings.get("src"), settings.get("format", inherited.get("format", "lmdb"))
+        )
+
+
+def _check_sources(key: str, src: Any, kind: str) -> None:
+    for path in [src] if isinstance(src, str) else src or []:
+        if any(character in str(path) for character in "*?[") or "://" in str(path):
+            continue  # a pattern or the address of a database, for the reader to resolve
+        place = Path(path)
+        if not place.exists():
+            raise DataError(f"{key}: {path} does not exist (looked in {Path.cwd()}); {_ADVICE.format(key=key)}")
+        if kind.endswith("lmdb") and place.is_dir() and not any(place.glob("*.lmdb")):
+            raise DataError(f"{key}: the folder {path} holds no *.lmdb file; {_ADVICE.format(key=key)}")
+
+
+def complete_metrics(config: dict[str, Any]) -> None:
+    """Refuse metrics and losses of what is not an output, and choose the metric that decides which checkpoint is best.
+
+    fairchem reports 0.0 for a metric of something that is not an output.
+
+    Args:
+        config: The configuration; missing metrics are added.
+
+    Raises:
+        ConfigError: A metric or a loss cannot be computed.
+    """
+    targets = dict(config["outputs"])
+    for settings in config["outputs"].values():
+        targets.update(settings.get("decomposition") or {})
+    for index, terms in enumerate(config["loss_functions"]):
+        for target in terms:
+            if target not in targets:
+                raise ConfigError(
+                    f"loss_functions.{index}.{target}: it is not among the outputs{nearest(target, targets)}"
+                )
+    evaluation = config["evaluation_metrics"]
+    evaluation["metrics"] = evaluation.get("metrics") or default_metrics(targets)
+    labels = CheckedEvaluator("ocp", evaluation["metrics"], targets).labels
+    evaluation["primary_metric"] = choose_primary(evaluation.get("primary_metric"), labels)
+
+
+def check_checkpoint(config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that cannot be read, and a mode that needs one without one.
+
+    Raises:
+        ConfigError: None is given, and the mode needs one.
+        CheckpointError: There is no such file, or it is no checkpoint.
+    """
+    path = config.get("checkpoint")
+    if path is not None and not Path(path).is_dir():  # a folder is one of torch's distributed checkpoints
+        trusted = bool((config.get("task") or {}).get("trust_checkpoint"))
+        read_checkpoint(path, trusted=trusted)
+    if path is None and config["mode"] != "train":
+        raise ConfigError(
+            f"--mode {config['mode']} needs a trained model: add --checkpoint checkpoints/…/best_checkpoint.pt"
+        )

@@ -1,0 +1,70 @@
+"""What runs in a process of its own, in a form that any process can unpickle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from typing import Any
+
+from fairchem.core import _cli
+from fairchem.core.common.utils import setup_logging
+from submitit.helpers import DelayedSubmission
+
+from escaip_fairchem.errors import EScAIPError
+
+USER_ERROR = 2
+"""Exit status of a run that stopped with a message for its user."""
+
+
+class Runner(_cli.Runner):
+    """fairchem's runner, which a fresh process can unpickle.
+
+    Unpickling it imports this package first, so that fairchem can be imported without torch_scatter and torch_sparse,
+    and knows this package's models by name. fairchem's own runner gives neither.
+    """
+
+    def checkpoint(self, *_: Any, **__: Any) -> DelayedSubmission:
+        """Save before SLURM takes the node away, and say how to go on.
+
+        A job that is stopped while it still starts up has nothing to save and starts again from its configuration.
+        """
+        if getattr(self, "trainer", None) is None:
+            return DelayedSubmission(Runner(), self.config)
+        self.trainer.save(checkpoint_file="checkpoint.pt", training_state=True)
+        self.config["checkpoint"] = self.task.chkpt_path
+        self.config["timestamp_id"] = self.trainer.timestamp_id
+        if self.trainer.logger is not None:
+            self.trainer.logger.mark_preempting()
+        logging.info(
+            f"stopped from outside; saved {self.config['checkpoint']}, run {self.config['timestamp_id']} goes on there"
+        )
+        return DelayedSubmission(Runner(), self.config)
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run the configured task.
+
+        Args:
+            config: The whole configuration.
+        """
+        self.config = config
+        super().__call__(config)
+
+
+def run_rank(config: dict[str, Any]) -> None:
+    """Run one of several processes on this machine; errors meant for the user end it with a message and status 2.
+
+    Args:
+        config: The whole configuration.
+    """
+    if not logging.getLogger().handlers:
+        setup_logging()  # fairchem sets it up in the parent process alone
+    try:
+        Runner()(config)
+    except EScAIPError as error:
+        if config.get("is_debug"):
+            traceback.print_exc()
+        where = f" (process {os.environ['RANK']})" if config["world_size"] > 1 else ""
+        print(f"fairchem{where}: error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
