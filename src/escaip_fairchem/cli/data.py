@@ -5,14 +5,129 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from escaip_fairchem.data.options import ConvertOptions
 
 
 def add_parser(subparsers: Any) -> None:
     """Add ``data`` and its two sub-commands to the command line."""
     parser = subparsers.add_parser("data", help="convert structures for fairchem, or make a demonstration set")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{convert,demo}")
+    _add_convert(commands)
     _add_demo(commands)
+
+
+def _add_convert(commands: Any) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert labelled structures to ASE-LMDB",
+        description="Convert labelled structures from anything ASE reads (extxyz, db, traj, OUTCAR, vasprun.xml, …) to "
+        "ASE-LMDB, with splits, metadata, energy references, normalisers, a ready dataset section (OUT/dataset.yml) "
+        "and a report of what was skipped and why (OUT/report.txt). An interrupted conversion is continued by the "
+        "same command.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="files, folders (searched through) or glob patterns")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
+    _add_reading(parser)
+    _add_checks(parser)
+    _add_splits(parser)
+    _add_references(parser)
+    _add_common(parser)
+    parser.set_defaults(run=run_convert)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reading")
+    group.add_argument("--format", metavar="NAME", help="ASE's name of the input's format (default: recognise each)")
+    group.add_argument("--limit", type=int, metavar="N", help="read N structures at most, the first ones")
+    for label, default in (("energy", "energy"), ("forces", "forces"), ("stress", "stress")):
+        group.add_argument(
+            f"--{label}-key", default=default, metavar="KEY", help=f"name of the {label} (default: %(default)s)"
+        )
+    group.add_argument(
+        "--id-key", default="sid", metavar="KEY", help="info entry that identifies a system (default: %(default)s)"
+    )
+    group.add_argument(
+        "--energy-units", default="eV", metavar="UNIT", help="eV, meV, Hartree, kcal/mol, … (default: eV)"
+    )
+    group.add_argument(
+        "--force-units",
+        default="eV/Ang",
+        metavar="UNIT",
+        help="eV/Ang, Hartree/Bohr, kcal/mol/Ang, … (default: %(default)s)",
+    )
+    group.add_argument(
+        "--stress-units", default="eV/Ang^3", metavar="UNIT", help="eV/Ang^3, GPa, kBar, … (default: %(default)s)"
+    )
+    group.add_argument(
+        "--negate-stress", action="store_true", help="the input counts compression as positive, as VASP does"
+    )
+
+
+def _add_checks(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is usable (the rest is reported)")
+    group.add_argument(
+        "--require",
+        default="energy,forces",
+        metavar="LABELS",
+        help="labels a structure must have, out of energy, forces and stress (default: %(default)s)",
+    )
+    group.add_argument(
+        "--min-distance",
+        type=float,
+        default=0.5,
+        metavar="Å",
+        help="closer atoms overlap; 0: any (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-force",
+        type=float,
+        default=50.0,
+        metavar="eV/Å",
+        help="largest |F| of any atom; inf: any (default: %(default)s)",
+    )
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("splits")
+    group.add_argument(
+        "--split",
+        nargs="+",
+        type=float,
+        default=[0.9, 0.05, 0.05],
+        metavar="PART",
+        help="train, val and test, as fractions that add up to 1 or as counts (default: 0.9 0.05 0.05)",
+    )
+    group.add_argument(
+        "--split-by", metavar="KEY", help="info entry whose values never span two splits; 'file' for whole files"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="decides the shuffling (default: %(default)s)")
+    group.add_argument(
+        "--shuffle",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="shuffle before dividing (default); otherwise splits are consecutive pieces of the input",
+    )
+
+
+def _add_references(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("energies and files")
+    group.add_argument(
+        "--linear-references",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="fit an energy per element to the training split and name it in the dataset section (default)",
+    )
+    group.add_argument(
+        "--subtract-references",
+        action="store_true",
+        help="store energies minus their references, for totals beyond the precision of float32",
+    )
+    group.add_argument(
+        "--shard-size", type=int, default=50_000, metavar="N", help="structures per file (default: 50000)"
+    )
 
 
 def _add_demo(commands: Any) -> None:
@@ -54,6 +169,56 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    """Convert files and print the report."""
+    from escaip_fairchem.data.convert import convert
+    from escaip_fairchem.data.report import short_text
+
+    summary = convert(
+        args.inputs,
+        args.out,
+        _convert_options(args),
+        workers=args.workers,
+        overwrite=args.overwrite,
+        show_progress=True,
+    )
+    print(short_text(summary))
+    print(f"\ndataset section: {args.out / 'dataset.yml'}   full report: {args.out / 'report.txt'}")
+    return 0
+
+
+def _convert_options(args: argparse.Namespace) -> ConvertOptions:
+    from escaip_fairchem.data.checks import Limits
+    from escaip_fairchem.data.labels import LabelOptions
+    from escaip_fairchem.data.options import ConvertOptions
+    from escaip_fairchem.data.splits import SplitOptions
+
+    return ConvertOptions(
+        form=args.format,
+        labels=LabelOptions(
+            energy_key=args.energy_key,
+            forces_key=args.forces_key,
+            stress_key=args.stress_key,
+            id_key=args.id_key,
+            energy_units=args.energy_units,
+            force_units=args.force_units,
+            stress_units=args.stress_units,
+            negate_stress=args.negate_stress,
+        ),
+        limits=Limits(
+            require=tuple(label.strip() for label in args.require.split(",") if label.strip()),
+            min_distance=args.min_distance,
+            max_force=args.max_force,
+        ),
+        split=SplitOptions(parts=tuple(args.split), seed=args.seed, shuffle=args.shuffle),
+        split_by=args.split_by,
+        linear_references=args.linear_references,
+        subtract_references=args.subtract_references,
+        limit=args.limit,
+        shard_rows=args.shard_size,
+    )
 
 
 def run_demo(args: argparse.Namespace) -> int:

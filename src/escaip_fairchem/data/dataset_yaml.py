@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from .statistics import Normalizer
+from .statistics import Normalizer, shared_scale
 from .writer import Format
 
 
@@ -34,6 +34,10 @@ class Section:
     normalizers: Mapping[str, Normalizer]
     references: Path | None
     shared_scale: bool = False
+
+    def conservative(self) -> Section:
+        """Return the same section for conservative models, with one scale for all targets."""
+        return replace(self, normalizers=shared_scale(self.normalizers), shared_scale=True)
 
 
 def render(section: Section) -> str:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,11 @@ from escaip_fairchem.errors import DataError
 from . import emt_demo
 from .dataset_yaml import Section, render
 from .manifest import Manifest, claim, finish, place
+from .pool import ordered_map
 from .progress import track
 from .report import split_summary
 from .schema import FrameTable, Structure
-from .statistics import fit_normalizers, shared_scale
+from .statistics import fit_normalizers
 from .writer import Format, encode_ase_row, encode_classic_row, save_text, write_split
 
 ENCODERS = {"lmdb": encode_classic_row, "aselmdb": encode_ase_row}
@@ -92,20 +90,16 @@ def _generate(options: DemoOptions, workers: int, show_progress: bool) -> dict[s
     counts = {"train": options.train, "val": options.val, "test": options.test}
     tasks = [task for split, count in counts.items() for task in emt_demo.tasks(split, count, seed=options.seed)]
     made: dict[str, list[Structure]] = {split: [] for split in counts}
-    results = track(_run(tasks, workers), total=len(tasks), title="demo set", unit="slabs", show=show_progress)
+    results = track(
+        ordered_map(emt_demo.make_frames, tasks, workers),
+        total=len(tasks),
+        title="demo set",
+        unit="slabs",
+        show=show_progress,
+    )
     for task, frames in zip(tasks, results, strict=True):
         made[task.split] += frames
     return {split: list(islice(made[split], count)) for split, count in counts.items()}
-
-
-def _run(tasks: Sequence[emt_demo.SlabTask], workers: int) -> Iterator[list[Structure]]:
-    """Compute the slabs, in their order, by this process alone or by several."""
-    if workers <= 1:
-        yield from map(emt_demo.make_frames, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=context) as pool:
-        yield from pool.map(emt_demo.make_frames, tasks)
 
 
 def _write_all(
@@ -126,8 +120,7 @@ def _write_all(
             references=None,
         )
         save_text(partial / form / "dataset.yml", render(section))
-        conservative = replace(section, normalizers=shared_scale(normalizers), shared_scale=True)
-        save_text(partial / form / "dataset_conservative.yml", render(conservative))
+        save_text(partial / form / "dataset_conservative.yml", render(section.conservative()))
     for name, atoms in zip(
         ("relax_start.extxyz", "relax_emt.extxyz"), emt_demo.relaxation_start(options.seed), strict=True
     ):

@@ -118,6 +118,11 @@ def finish(claimed: Claim) -> None:
     shutil.rmtree(claimed.partial)
 
 
+def abandon(claimed: Claim) -> None:
+    """Leave nothing behind, so that the next attempt may use other options."""
+    _remove(claimed.out, [])
+
+
 def _save(out: Path, manifest: Manifest, *, complete: bool) -> None:
     content = {
         "format": FORMAT_VERSION,

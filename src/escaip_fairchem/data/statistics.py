@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,13 +93,13 @@ def fit_normalizers(table: FrameTable, references: FloatArray | None) -> dict[st
     return normalizers
 
 
-def shared_scale(normalizers: dict[str, Normalizer]) -> dict[str, Normalizer]:
+def shared_scale(normalizers: Mapping[str, Normalizer]) -> dict[str, Normalizer]:
     """Give every target the spread of the forces.
 
     A conservative model differentiates its *normalised* energy, so energy, forces and stress must be divided by one
     and the same number, or the forces that fairchem reports are not the derivative of the energy that it reports.
     """
-    scale = normalizers.get("forces", normalizers["energy"]).rmsd
+    scale = normalizers["forces"].rmsd
     kept = {name: value for name, value in normalizers.items() if name in ("energy", "forces", "stress")}
     return {name: Normalizer(value.mean if name == "energy" else 0.0, scale) for name, value in kept.items()}
 

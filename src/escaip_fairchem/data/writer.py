@@ -19,7 +19,7 @@ from typing import Any, Literal
 import lmdb
 import numpy as np
 from ase.constraints import FixAtoms
-from ase_db_backends.aselmdb import encode_object
+from ase_db_backends.aselmdb import decode_bytestream, encode_object
 
 from .schema import Structure
 
@@ -34,7 +34,6 @@ def encode_ase_row(structure: Structure) -> bytes:
 
     ``sid``, ``fid`` and the rest of ``info`` go to the row's ``data``, from where fairchem takes the identifiers.
     """
-    identity = f"{structure.sid}/{structure.fid}".encode()
     row: dict[str, Any] = {
         "numbers": structure.numbers,
         "positions": structure.positions,
@@ -43,7 +42,7 @@ def encode_ase_row(structure: Structure) -> bytes:
         "tags": structure.tags,
         "calculator": "unknown",
         "calculator_parameters": {},
-        "unique_id": hashlib.blake2b(identity, digest_size=16).hexdigest(),
+        "unique_id": _unique_id(structure.sid, structure.fid),
         "ctime": 0.0,
         "mtime": 0.0,
         "user": "",
@@ -54,6 +53,27 @@ def encode_ase_row(structure: Structure) -> bytes:
     if structure.fixed.any():
         row["constraints"] = [FixAtoms(mask=structure.fixed).todict()]
     return bytes(encode_object(row, compress=True, json_encode=True))
+
+
+def rewrite_ase_row(encoded: bytes, *, sid: str, subtract: float | None = None) -> bytes:
+    """Change the identifier of an encoded row and, where asked for, subtract references from its energy.
+
+    Args:
+        encoded: The row.
+        sid: New identifier of the system.
+        subtract: Sum of the references (eV); it is kept in the row's ``data`` as ``reference_energy``.
+    """
+    row = decode_bytestream(encoded, decompress=True, json_decode=True)
+    row["data"]["sid"] = sid
+    row["unique_id"] = _unique_id(sid, row["data"]["fid"])
+    if subtract is not None:
+        row["energy"] -= subtract
+        row["data"]["reference_energy"] = subtract
+    return bytes(encode_object(row, compress=True, json_encode=True))
+
+
+def _unique_id(sid: str, fid: int) -> str:
+    return hashlib.blake2b(f"{sid}/{fid}".encode(), digest_size=16).hexdigest()
 
 
 def encode_classic_row(structure: Structure) -> bytes:

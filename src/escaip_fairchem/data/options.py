@@ -1,0 +1,46 @@
+"""What a user may decide about a conversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from escaip_fairchem.errors import DataError
+
+from .checks import Limits
+from .labels import LabelOptions
+from .splits import SplitOptions
+from .writer import SHARD_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """Everything but the input that decides what a conversion writes.
+
+    Attributes:
+        form: ASE's name of the input's format; None recognises each file.
+        labels: Where the labels are, and their units.
+        limits: What is usable.
+        split: How to divide the structures.
+        split_by: Entry of ``info`` whose values never span two splits, or ``file``.
+        linear_references: Fit energies per element and name them in the dataset section.
+        subtract_references: Store energies minus their references instead, for energies so large that float32, in
+            which fairchem collates them, rounds away what matters.
+        limit: Read this many structures at most.
+        shard_rows: Structures per file.
+    """
+
+    form: str | None = None
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    limits: Limits = field(default_factory=Limits)
+    split: SplitOptions = field(default_factory=SplitOptions)
+    split_by: str | None = None
+    linear_references: bool = True
+    subtract_references: bool = False
+    limit: int | None = None
+    shard_rows: int = SHARD_ROWS
+
+    def __post_init__(self) -> None:
+        if self.subtract_references and not self.linear_references:
+            raise DataError("--subtract-references needs references: leave out --no-linear-references")
+        if (self.limit is not None and self.limit < 1) or self.shard_rows < 1:
+            raise DataError(f"--limit and --shard-size must be at least 1, got {self.limit} and {self.shard_rows}")

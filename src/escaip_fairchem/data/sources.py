@@ -1,0 +1,260 @@
+"""Files to convert: finding them, dividing them into chunks of work, and reading the structures of a chunk."""
+
+from __future__ import annotations
+
+import glob
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from os.path import commonpath
+from pathlib import Path
+from typing import Any, Literal
+
+import ase.db
+import ase.io
+from ase import Atoms
+from ase.io.formats import UnknownFileTypeError, filetype, get_compression, open_with_compression
+from ase.io.trajectory import Trajectory
+
+from escaip_fairchem.errors import DataError
+
+from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
+
+Kind = Literal["xyz", "database", "trajectory", "other"]
+CHUNK_FRAMES = 500
+DATABASE_SUFFIXES = (".db", ".aselmdb", ".json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file.
+
+    Attributes:
+        path: Where it is.
+        name: How identifiers and reports call it: its path below the folder that all files share.
+    """
+
+    path: Path
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """Some structures of one file: the unit of parallel, resumable work.
+
+    Attributes:
+        number: Position among all chunks.
+        source: The file.
+        kind: How it is read.
+        form: ASE's name of the format; empty for a file that no reader recognises.
+        start: Number of the chunk's first structure in the file.
+        count: Structures to read; None reads to the end of the file.
+        offset: Where the chunk starts in the file, bytes; plain xyz only.
+        rows: Ids of the rows; databases only.
+        failure: Why the rest of the file cannot be read, where that is known already.
+    """
+
+    number: int
+    source: Source
+    kind: Kind
+    form: str
+    start: int = 0
+    count: int | None = None
+    offset: int = 0
+    rows: tuple[int, ...] = ()
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands in for a structure that could not be read.
+
+    Attributes:
+        detail: What the reader said.
+        rest: Nothing that follows in the file can be read either.
+    """
+
+    detail: str
+    rest: bool = False
+
+
+def find_files(inputs: Sequence[str], *, exclude: Path) -> list[Source]:
+    """Expand files, folders (searched through, hidden names left out) and glob patterns.
+
+    Args:
+        inputs: As given on the command line.
+        exclude: Folder that is being written into, whose files are no input.
+
+    Returns:
+        Every file once, in the order of the inputs, those of a folder or pattern sorted.
+
+    Raises:
+        DataError: An input matches nothing.
+    """
+    paths: dict[Path, Path] = {}
+    for given in inputs:
+        found = [path for path in _expand(given) if exclude.resolve() not in path.resolve().parents]
+        if not found:
+            raise DataError(f"no file matches {given!r}; give files, folders or patterns such as 'runs/*/OUTCAR'")
+        for path in found:
+            paths.setdefault(path.resolve(), path)
+    resolved = list(paths)
+    shared = Path(commonpath([path.parent for path in resolved]))
+    return [Source(path=given, name=path.relative_to(shared).as_posix()) for path, given in paths.items()]
+
+
+def _expand(given: str) -> list[Path]:
+    path = Path(given).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        inside = (item for item in path.rglob("*") if item.is_file())
+        return sorted(item for item in inside if not _is_hidden(item.relative_to(path)))
+    matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
+    return [file for match in matches for file in ([match] if match.is_file() else _expand(str(match)))]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def plan_chunks(sources: Sequence[Source], *, form: str | None = None, limit: int | None = None) -> list[Chunk]:
+    """Divide files into chunks. The plan depends on the files alone, never on the number of workers.
+
+    Args:
+        sources: The files.
+        form: ASE's name of the format of all files; None recognises each.
+        limit: Plan for this many structures; more may be planned where a file does not tell how many it holds.
+
+    Returns:
+        Chunks in the order of files and structures.
+    """
+    chunks: list[Chunk] = []
+    planned = 0
+    for source in sources:
+        for chunk in _chunks_of(source, form, None if limit is None else limit - planned):
+            chunks.append(_numbered(chunk, len(chunks)))
+            planned += chunk.count or 0
+        if limit is not None and planned >= limit:
+            break
+    return chunks
+
+
+def _numbered(chunk: Chunk, number: int) -> Chunk:
+    return Chunk(**{**chunk.__dict__, "number": number})
+
+
+def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[Chunk]:
+    """Divide one file; whatever is wrong with it is said in a chunk's ``failure``, for the report."""
+    try:
+        kind, recognised = _recognise(source.path, form)
+        if kind == "xyz" and get_compression(str(source.path))[1] is None:
+            yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
+        elif kind == "database":
+            with ase.db.connect(source.path, **_connect_options(source.path)) as database:
+                rows = [row.id for row in itertools.islice(database.select(include_data=False), limit)]
+            yield from _equal_chunks(source, kind, recognised, len(rows), rows)
+        elif kind == "trajectory":
+            with Trajectory(source.path) as trajectory:
+                count = len(trajectory)
+            yield from _equal_chunks(source, kind, recognised, count if limit is None else min(count, limit))
+        else:
+            yield Chunk(number=0, source=source, kind=kind, form=recognised, count=limit)
+    except Exception as error:  # noqa: BLE001 (readers of foreign files raise anything; the report says what)
+        yield Chunk(number=0, source=source, kind="other", form="", failure=describe(error))
+
+
+def _recognise(path: Path, form: str | None) -> tuple[Kind, str]:
+    if path.suffix in DATABASE_SUFFIXES and form is None:
+        return "database", path.suffix[1:]
+    recognised = form or filetype(str(path))
+    kinds: dict[str, Kind] = {"extxyz": "xyz", "xyz": "xyz", "traj": "trajectory"}
+    return kinds.get(recognised, "other"), recognised
+
+
+def _connect_options(path: Path) -> dict[str, bool]:
+    return {"readonly": True, "use_lock_file": False} if path.suffix == ".aselmdb" else {}
+
+
+def _xyz_chunks(source: Source, form: str, index: FrameIndex) -> Iterator[Chunk]:
+    for part in index.parts:
+        yield Chunk(
+            number=0, source=source, kind="xyz", form=form, start=part.start, count=part.count, offset=part.offset
+        )
+    if index.failure:
+        yield Chunk(number=0, source=source, kind="xyz", form=form, start=index.frames, failure=index.failure)
+
+
+def _equal_chunks(source: Source, kind: Kind, form: str, count: int, rows: Sequence[int] = ()) -> Iterator[Chunk]:
+    for start in range(0, count, CHUNK_FRAMES):
+        size = min(CHUNK_FRAMES, count - start)
+        some = tuple(rows[start : start + size])
+        yield Chunk(number=0, source=source, kind=kind, form=form, start=start, count=size, rows=some)
+
+
+def read_chunk(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
+    """Read the structures of a chunk, with a stand-in for each that cannot be read."""
+    if chunk.failure:
+        yield Unreadable(chunk.failure, rest=True)
+        return
+    readers = {"xyz": _read_xyz, "database": _read_rows, "trajectory": _read_trajectory, "other": _read_other}
+    try:
+        yield from itertools.islice(readers[chunk.kind](chunk), chunk.count)
+    except Exception as error:  # noqa: BLE001 (as above)
+        yield Unreadable(describe(error), rest=True)
+
+
+def _read_xyz(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
+    with open_with_compression(str(chunk.source.path), "rb") as stream:
+        if chunk.offset:
+            stream.seek(chunk.offset)
+        for _, text in read_frames(stream):
+            yield _attempt(_parse_xyz, text)
+
+
+def _parse_xyz(text: bytes) -> Atoms:
+    return ase.io.read(io.StringIO(text.decode()), format="extxyz")
+
+
+def _read_rows(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
+    path = chunk.source.path
+    with ase.db.connect(path, **_connect_options(path)) as database:
+        for number in chunk.rows:
+            yield _attempt(_row_to_atoms, database, number)
+
+
+def _row_to_atoms(database: ase.db.core.Database, number: int) -> Atoms:
+    row = database.get(id=number)
+    atoms = row.toatoms()
+    atoms.info.update(row.key_value_pairs)
+    if isinstance(row.data, dict):
+        atoms.info.update(row.data)
+    return atoms
+
+
+def _read_trajectory(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
+    with Trajectory(chunk.source.path) as trajectory:
+        for number in range(chunk.start, chunk.start + (chunk.count or 0)):
+            yield _attempt(trajectory.__getitem__, number)
+
+
+def _read_other(chunk: Chunk) -> Iterator[Atoms]:
+    yield from ase.io.iread(str(chunk.source.path), index=":", format=chunk.form)
+
+
+def _attempt(read: Callable[..., Atoms], *arguments: Any) -> Atoms | Unreadable:
+    try:
+        return read(*arguments)
+    except Exception as error:  # noqa: BLE001 (as above)
+        return Unreadable(describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Say in one line what a reader complained about."""
+    if isinstance(error, UnknownFileTypeError):
+        return "no reader of ASE recognises this file"
+    text = " ".join(str(error).split())
+    if isinstance(error, BrokenFrameError):
+        return text
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
