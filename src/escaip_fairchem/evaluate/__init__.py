@@ -1,0 +1,1 @@
+"""Measuring trained models: predictions against labels, relaxations, dynamics, curves, figures and tables."""
