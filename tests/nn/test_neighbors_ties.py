@@ -7,7 +7,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bcc110, bulk, fcc100, fcc111, molecule
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from neighbor_cases import Edge, assert_nearest, mapped, reference, search
 
@@ -42,6 +42,15 @@ def symmetric_structures(draw: st.DrawFn) -> Atoms:
     return slab
 
 
+def no_shell_at(atoms: Atoms, cutoff: float) -> bool:
+    """Tell whether all distances differ from the cutoff by more than the rounding of large float32 coordinates."""
+    within, around = (
+        sum(map(len, reference(atoms.positions, atoms.cell.array, atoms.pbc, cutoff + margin)))
+        for margin in (-1e-4, 1e-4)
+    )
+    return within == around
+
+
 def sets(rows: list[list[Edge]]) -> list[set[Edge]]:
     """Forget the order of the slots."""
     return [set(row) for row in rows]
@@ -59,6 +68,7 @@ def test_same_edges_however_a_symmetric_structure_is_given(
 ) -> None:
     rng = np.random.default_rng(seed)
     limits = {"cutoff": cutoff, "max_neighbors": max_neighbors}
+    assume(no_shell_at(atoms, cutoff))
     alone = sets(search([atoms], **limits)[0])
 
     shifted = atoms.copy()

@@ -18,7 +18,7 @@ from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, neare
 
 __all__ = ["Neighborhoods", "StructureError", "find_neighbors", "neighborhoods_from_edges"]
 
-LARGEST_USUAL_COORDINATE = 100.0
+USUAL_COORDINATE = 10.0
 """Å. What a coordinate of this size loses to rounding decides what counts as exactly at the cutoff."""
 
 TYPICAL_DENSITY = 0.05
@@ -149,14 +149,16 @@ def neighborhoods_from_edges(
 def rounded_up(cutoff: float, dtype: torch.dtype) -> float:
     """Widen the cutoff by the rounding of the input, so that a crystal's shell exactly at the cutoff counts as a whole.
 
+    Wider margins would protect such shells in larger float32 structures too, but include what is truly farther.
+
     Args:
         cutoff: Å.
         dtype: Type in which the positions were given.
 
     Returns:
-        Å. Wider by 1e-5 Å for float32, and by 1e-9 Å, which covers the search's own rounding, for float64.
+        Å. Wider by 1e-6 Å for float32, and by 1e-9 Å, which covers the search's own rounding, for float64.
     """
-    return cutoff + max(1e-9, LARGEST_USUAL_COORDINATE * torch.finfo(dtype).eps)
+    return cutoff + max(1e-9, USUAL_COORDINATE * torch.finfo(dtype).eps)
 
 
 def search_radii(limit: float, max_neighbors: int) -> list[float]:
