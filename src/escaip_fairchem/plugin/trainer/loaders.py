@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,22 @@ class RecordingBatchSampler(BatchSampler):
 
     def __len__(self) -> int:
         return len(self.inner)
+
+
+class ForkSafeLoader(DataLoader[Any]):
+    """A loader whose workers never collect garbage that they inherited.
+
+    Workers are forked. What was garbage in the parent at that moment (databases, graphs of gradients) is destroyed in the
+    worker when its garbage collector first runs, which crashes it every now and then: "killed by signal: Segmentation
+    fault". Frozen objects are left alone; the parent's are thawed at once.
+    """
+
+    def __iter__(self) -> Any:
+        gc.freeze()
+        try:
+            return super().__iter__()
+        finally:
+            gc.unfreeze()
 
 
 class Collater:
@@ -59,7 +76,7 @@ def build_loader(
         workers: Processes that load; 0 loads in this one.
         device: Memory is pinned only where that speeds up copies to it.
     """
-    return DataLoader(
+    return ForkSafeLoader(
         dataset,
         batch_sampler=RecordingBatchSampler(sampler),
         collate_fn=collate,
