@@ -135,7 +135,7 @@ class Demo:
     @property
     def verdict(self) -> str:
         """The criterion in words."""
-        measured = f"validation force MAE is {self.ratio:.3f} of the mean |force|"
+        measured = f"validation force MAE is {self.ratio:.3f} of the mean absolute force component"
         if not self.plan.judged:
             return f"{measured}; not judged in a quick run"
         return f"{measured}, at most {RATIO_LIMIT} wanted"
@@ -209,9 +209,9 @@ class Demo:
         self.ratio = forces_mae / zero
         self._note("validation", "energy MAE", last_value(curves["val/energy_mae"]), "eV")
         self._note("validation", "force MAE", forces_mae, "eV/Å")
-        self._note("validation", "mean |force|", zero, "eV/Å", "error of predicting zero")
+        self._note("validation", "mean force component", zero, "eV/Å", "the MAE of predicting zero")
         limit = f"at most {RATIO_LIMIT} wanted" if self.plan.judged else "not judged in a quick run"
-        self._note("validation", "force MAE / mean |force|", self.ratio, "", limit)
+        self._note("validation", "force MAE / mean force component", self.ratio, "", limit)
 
     def predict(self) -> None:
         """Predict the test set in a new process, and draw the predictions beside the labels."""
@@ -222,7 +222,7 @@ class Demo:
         plot_parity(parity, self.folder / "parity.png")
         self._note("test", "energy MAE", parity.energy_mae, "eV")
         self._note("test", "force MAE", parity.forces_mae, "eV/Å")
-        self._note("test", "force MAE / mean |force|", parity.forces_ratio)
+        self._note("test", "force MAE / mean force component", parity.forces_ratio)
 
     def simulate(self) -> None:
         """Relax an adsorbate that no split holds, and let it move."""

@@ -45,7 +45,7 @@ def plot_parity(parity: Parity, path: Path) -> Path:
     )
     energy.set_title(f"energy, MAE {parity.energy_mae:.3f} eV", fontsize=10)
     forces.set_title(
-        f"force components, MAE {parity.forces_mae:.3f} eV/Å ({parity.forces_ratio:.0%} of mean |F|)", fontsize=10
+        f"force components, MAE {parity.forces_mae:.3f} eV/Å ({parity.forces_ratio:.0%} of the mean)", fontsize=10
     )
     return _save(figure, path)
 

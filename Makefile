@@ -1,0 +1,56 @@
+# `make demo` and `make test` work on a fresh machine: they make .venv with the exact versions of constraints.txt, from
+# whatever Python 3.10–3.12 is found, without compiling anything. Set PYTHON to use another interpreter.
+
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Tests run side by side on all cores, each with one thread. Tests that share a trained model stay together.
+PYTEST_FLAGS ?= -n auto --dist loadgroup
+DEMO_FLAGS ?= --overwrite
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint install clean
+
+help:
+	@echo "make demo   data, training, evaluation, relaxation and dynamics, in minutes (results in demo/)"
+	@echo "make test   all tests"
+	@echo "make lint   formatting, types, layers"
+	@echo "make clean  remove what these made, .venv included"
+
+demo: $(INSTALLED)
+	$(BIN)/escaip demo $(DEMO_FLAGS)
+
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+install: $(INSTALLED)
+
+# CC=false: an installation that would compile something fails, instead of succeeding where there is a compiler.
+$(INSTALLED): pyproject.toml constraints.txt
+	@python="$(PYTHON)"; \
+	if [ -z "$$python" ]; then \
+	  for name in python3.11 python3.12 python3.10 python3 python; do \
+	    if "$$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	      2>/dev/null; then python="$$name"; break; fi; \
+	  done; \
+	fi; \
+	if [ -z "$$python" ]; then \
+	  echo "No Python 3.10, 3.11 or 3.12 with venv was found; install one, or name it: make PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi; \
+	echo "making $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	CC=false CXX=false $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .venv-* demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache \
+	  .coverage .coverage.* src/*.egg-info
