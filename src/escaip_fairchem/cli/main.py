@@ -24,26 +24,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    args = build_parser().parse_args(arguments)
-    return run_reporting(f"escaip {args.command}", lambda: args.run(args), debug=args.debug)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out first, so that it may stand anywhere on the line, behind a sub-command of a sub-command too.
+    args = build_parser().parse_args([word for word in words if word != "--debug"])
+    return run_reporting(f"escaip {args.command}", lambda: args.run(args), debug="--debug" in words)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser with all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="escaip",
-        description="Data, checkpoints and information for EScAIP models. Training is `fairchem main --config-yml FILE`.",
+        description="Data, checkpoints and facts for EScAIP models. To train, run `fairchem main --config-yml FILE`.",
     )
     parser.add_argument("--version", action="version", version=f"escaip {escaip_fairchem.__version__}")
-    # On the sub-commands as well, so that it may stand at either end of the line.
     parser.add_argument("--debug", action="store_true", help="show the traceback of every error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = f"escaip_fairchem.cli.{name}"
         if importlib.util.find_spec(module) is not None:
             importlib.import_module(module).add_parser(subparsers)
-    for subparser in {id(p): p for p in subparsers.choices.values()}.values():
-        subparser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

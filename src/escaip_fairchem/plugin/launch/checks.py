@@ -52,8 +52,7 @@ def check_keys(config: Mapping[str, Any]) -> None:
     if str(config.get("trainer", "ocp")) not in known_keys.STOCK_TRAINERS:
         return
     _refuse_unknown("", config, known_keys.TOP)
-    optim = config["optim"]
-    _refuse_unknown("optim.", optim, known_keys.OPTIM | known_keys.scheduler_keys(optim))
+    _refuse_unknown("optim.", config["optim"], known_keys.OPTIM | known_keys.scheduler_keys())
     _refuse_unknown("task.", config.get("task"), known_keys.TASK)
     _refuse_unknown("evaluation_metrics.", config.get("evaluation_metrics"), known_keys.EVALUATION)
     for name, output in (config.get("outputs") or {}).items():
@@ -64,6 +63,8 @@ def check_keys(config: Mapping[str, Any]) -> None:
 
 def _check_dataset_keys(dataset: Mapping[str, Any]) -> None:
     _refuse_unknown("dataset.", dataset, known_keys.SPLITS)
+    for split, settings in dataset.items():
+        _refuse_unknown(f"dataset.{split}.", settings, settings or ())  # any key, but keys
     shared = (dataset.get("train") or {}).get("format", "lmdb")
     for split, settings in dataset.items():
         if (settings or {}).get("format", shared) in known_keys.STOCK_FORMATS:

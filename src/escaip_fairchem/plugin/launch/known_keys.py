@@ -7,8 +7,6 @@ Keys that only older releases read, and that published configurations still carr
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 from torch.optim import lr_scheduler
 
@@ -35,8 +33,8 @@ OPTIM = _words(
     "energy_coefficient force_coefficient loss_energy loss_forces loss_force warmup_epochs max_steps",
 )
 TASK = _words(
-    "strict_load trust_checkpoint prediction_dtype set_deterministic_scatter eval_relaxations relax_dataset relax_opt",
-    "relax_cell relax_volume relaxation_steps relaxation_fmax num_relaxation_batches save_full_traj write_pos",
+    "strict_load trust_checkpoint prediction_dtype predict_free_atoms_only set_deterministic_scatter eval_relaxations",
+    "relax_dataset relax_opt relax_cell relax_volume relaxation_steps relaxation_fmax num_relaxation_batches save_full_traj write_pos",
     # older spellings and places
     "dataset description type metric primary_metric labels grad_input train_on_free_atoms eval_on_free_atoms",
     "relaxation_dir targets prediction_type name",
@@ -64,7 +62,11 @@ STOCK_TRAINERS = _words(
 STOCK_FORMATS = _words("lmdb single_point_lmdb trajectory_lmdb oc22_lmdb ase_read ase_read_multi ase_db")
 
 
-def scheduler_keys(optim: Mapping[str, Any]) -> set[str]:
-    """Parameters of the torch scheduler that ``optim`` names; fairchem takes them from ``optim`` itself."""
-    scheduler = getattr(lr_scheduler, str(optim.get("scheduler", "LambdaLR")), None)
-    return set(inspect.signature(scheduler).parameters) - {"optimizer"} if scheduler is not None else set()
+def scheduler_keys() -> set[str]:
+    """Parameters of torch's schedulers, which fairchem takes from ``optim`` itself.
+
+    Those of all schedulers, so that another one can be tried without removing the keys of the last.
+    """
+    classes = [value for value in vars(lr_scheduler).values() if inspect.isclass(value)]
+    schedulers = [value for value in classes if issubclass(value, lr_scheduler.LRScheduler)]
+    return {name for scheduler in schedulers for name in inspect.signature(scheduler).parameters} - {"optimizer"}

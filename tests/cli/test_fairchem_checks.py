@@ -1,0 +1,240 @@
+"""What ``fairchem main`` refuses before anything is built, and what it fills in."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairchem_runs import prepare, schnet_config
+
+from escaip_fairchem.errors import CheckpointError, ConfigError, DataError, EScAIPError
+from escaip_fairchem.plugin.launch import known_keys, main
+from escaip_fairchem.plugin.launch.checks import check_config
+from escaip_fairchem.plugin.launch.overrides import apply_overrides
+from escaip_fairchem.plugin.launch.submission import submission_parameters
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.chdir(folder)
+    return {**schnet_config(), "mode": "train", "identifier": "", "checkpoint": None}
+
+
+def test_a_good_configuration_passes_unchanged(config):
+    before = copy.deepcopy(config)
+    check_config(config)
+    assert config == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optm.lr_initial=1"], "optm: unknown key (did you mean 'optim'?)"),
+        (["optim.lr_inital=1"], "optim.lr_inital: unknown key (did you mean 'lr_initial'?)"),
+        (["optim.eval_evry=1"], "optim.eval_evry: unknown key (did you mean 'eval_every'?)"),
+        (["dataset.trian.src=x"], "dataset.trian: unknown key (did you mean 'train'?)"),
+        (["dataset.train.frist_n=1"], "dataset.train.frist_n: unknown key (did you mean 'first_n'?)"),
+        (["dataset.train=x"], "dataset.train: 'x' is given where keys with values are needed"),
+        (["task.relax_opts=1"], "task.relax_opts: unknown key (did you mean 'relax_opt'?)"),
+        (["outputs.forces.levle=atom"], "outputs.forces.levle: unknown key (did you mean 'level'?)"),
+        (["outputs.forces.level=atoms"], "outputs.forces.level: unknown value 'atoms' (did you mean 'atom'?)"),
+        (["evaluation_metrics.metric=1"], "evaluation_metrics.metric: unknown key (did you mean 'metrics'?)"),
+        (["evaluation_metrics.metrics.stress=[mae]"], "evaluation_metrics.metrics.stress: 'stress' is not among"),
+        (["evaluation_metrics.metrics.energy=[mea]"], "evaluation_metrics.metrics.energy: unknown metric 'mea'"),
+        (["evaluation_metrics.primary_metric=force_mae"], "(did you mean 'forces_mae'?)"),
+        (["loss_functions.0={enrgy: {fn: mae}}"], "loss_functions.0.enrgy: it is not among the outputs"),
+        (["optim.lr_initial='1e-4'"], "optim.lr_initial: '1e-4' is not a number"),
+        (["trainer=opc"], "trainer: there is no trainer 'opc' (did you mean 'ocp'?)"),
+        (["logger=tensorbord"], "logger: there is no logger 'tensorbord' (did you mean 'tensorboard'?)"),
+        (["model.name=shcnet"], "model.name: there is no model 'shcnet' (did you mean 'schnet'?)"),
+        (["model.name=nowhere.Net"], "model.name: 'nowhere.Net' cannot be imported (No module named 'nowhere'"),
+        (["model={a: 1}"], "model.name: missing"),
+        (["model={name: hydra, backbone: {model: escaip_bakbone}, heads: {}}"], "did you mean 'escaip_backbone'?"),
+        (["dataset.train.format=lmbd"], "dataset.train.format: there is no dataset 'lmbd' (did you mean 'lmdb'?)"),
+        (["optim=null"], "optim: this section is missing"),
+        (["dataset={val: {src: val.lmdb}}"], "dataset.train.src: missing, and needed to train"),
+        (["mode=validate"], "--mode validate needs a trained model: add --checkpoint"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_place_and_a_way_out(config, overrides, message):
+    apply_overrides(config, overrides)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.train.src=none.lmdb", "dataset.train.src: none.lmdb does not exist"),
+        ("dataset.relax.src=none", "dataset.relax.src: none does not exist"),
+        ("dataset.train.src=empty", "dataset.train.src: the folder empty holds no *.lmdb file"),
+    ],
+)
+def test_missing_data_is_named_with_ways_to_get_some(config, folder, override, message):
+    (folder / "empty").mkdir(exist_ok=True)
+    apply_overrides(config, [override])
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        check_config(config)
+    assert "escaip data demo" in str(error.value)
+    assert f"{override.partition('=')[0]}=…" in str(error.value)
+
+
+def test_patterns_and_addresses_are_left_to_their_reader(config):
+    for split in ("train", "val", "test", "relax"):
+        config["dataset"][split]["format"] = "ase_db"
+    config["dataset"]["train"]["src"] = ["postgresql://host/db", "parts/*.aselmdb"]
+    check_config(config)
+
+
+def test_checkpoints_are_read_before_anything_is_built(config, folder):
+    config["checkpoint"] = str(folder / "none.pt")
+    with pytest.raises(CheckpointError, match="no such checkpoint file"):
+        check_config(config)
+    config["checkpoint"] = str(folder / "config.yml")
+    with pytest.raises(CheckpointError, match=r"not a readable checkpoint|holds more than"):
+        check_config(config)
+    torch.save({"weights": 1}, folder / "other.pt")
+    config["checkpoint"] = str(folder / "other.pt")
+    with pytest.raises(CheckpointError, match="not a fairchem checkpoint"):
+        check_config(config)
+    torch.save({"state_dict": {}}, folder / "good.pt")
+    config["checkpoint"] = str(folder / "good.pt")
+    check_config(config)
+
+
+def test_what_fairchem_would_stumble_over_is_filled_in(config):
+    del config["optim"]["num_workers"], config["evaluation_metrics"], config["task"]
+    config["outputs"] = {"energy": {}, "forces": None}
+    check_config(config)
+    assert config["optim"]["num_workers"] == 0
+    assert config["outputs"]["forces"] == {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True}
+    assert config["outputs"]["energy"] == {"level": "system"}
+    assert config["evaluation_metrics"]["metrics"]["forces"]
+    assert config["evaluation_metrics"]["primary_metric"] == "energy_forces_within_threshold"
+    assert config["task"] == {}
+
+
+def test_parts_of_a_decomposition_are_outputs_too(config):
+    config["outputs"]["stress"] = {
+        "level": "system",
+        "decomposition": {"stress_isotropic": {"irrep_dim": 0}, "stress_anisotropic": {"irrep_dim": 2}},
+    }
+    config["loss_functions"].append({"stress_anisotropic": {"fn": "mae", "coefficient": 1}})
+    config["evaluation_metrics"]["metrics"]["stress_isotropic"] = ["mae"]
+    check_config(config)
+
+
+def test_keys_of_other_peoples_trainers_and_formats_are_their_business(config):
+    config["trainer"] = "mlip_trainer"
+    config["optim"]["whatever"] = 1
+    config["something"] = {}
+    check_config(config)
+
+
+def test_configurations_in_the_old_form_are_left_to_fairchem(config):
+    for key in ("outputs", "loss_functions", "evaluation_metrics"):
+        del config[key]
+    config["trainer"] = "forces"
+    config["task"] = {"dataset": "trajectory_lmdb", "description": "", "type": "regression", "metric": "mae"}
+    config["optim"] |= {"force_coefficient": 30, "loss_forces": "l2mae"}
+    before = copy.deepcopy(config)
+    check_config(config)
+    assert config == before
+
+
+def lookups(pattern: str, *folders: str) -> set[str]:
+    """Keys that fairchem's source looks up."""
+    import fairchem.core
+
+    root = Path(inspect.getfile(fairchem.core)).parent
+    files = [file for folder in folders for file in (root / folder).rglob("*.py")]
+    return {key for file in files for key in re.findall(pattern, file.read_text())}
+
+
+@pytest.mark.parametrize(
+    ("known", "pattern", "folders"),
+    [
+        (known_keys.OPTIM, r'\["optim"\](?:\.get\(|\[)\s*"(\w+)"', ("trainers", "models", "common")),
+        (known_keys.TASK, r'\["task"\](?:\.get\(|\[)\s*"(\w+)"', ("trainers", "models", "common")),
+        (known_keys.DATASET, r'(?<!\w)(?:self\.)?config(?:\.get\(|\[)\s*"(\w+)"', ("datasets",)),
+        (known_keys.DATASET, r'split_config(?:\.get\(|\[)\s*"(\w+)"', ("datasets",)),
+        (known_keys.OUTPUT, r'output_targets\[\w+\](?:\.get\(|\[)\s*"(\w+)"', ("trainers",)),
+        (known_keys.TOP, r'(?<![\w.])(?:self\.)?config(?:\.get\(|\[)\s*"(\w+)"', ("tasks",)),
+    ],
+)
+def test_every_key_that_fairchem_reads_is_known(known, pattern, folders):
+    found = lookups(pattern, *folders)
+    assert found
+    assert found <= known
+
+
+def arguments(*words: str) -> tuple[Any, list[str]]:
+    return main._parser().parse_known_args(["--config-yml", "config.yml", *words])
+
+
+def test_prepared_configurations_are_complete(config, folder):
+    args, overrides = arguments("logger=none", "seed=3")
+    (prepared,) = main.prepare_configs(args, overrides)
+    assert prepared["mode"] == "train"
+    assert prepared["logger"] == "null"
+    assert prepared["seed"] == 3
+    if not torch.cuda.is_available():
+        assert prepared["cpu"]
+        assert prepared["distributed_backend"] == "gloo"
+
+
+def test_run_names_are_unique_unless_given(config):
+    names = {main.prepare_configs(*arguments())[0]["timestamp_id"] for _ in range(3)}
+    assert len(names) == 3
+    (given,) = main.prepare_configs(*arguments("--timestamp-id", "mine"))
+    assert given["timestamp_id"] == "mine"
+
+
+def test_sweeps_make_a_run_of_every_combination(config, folder):
+    (folder / "sweep.yml").write_text("optim: {lr_initial: [0.1, 0.2]}\nmodel: {cutoff: [4, 5]}\n")
+    configs = main.prepare_configs(*arguments("--sweep-yml", "sweep.yml", "--timestamp-id", "ignored"))
+    assert [(c["optim"]["lr_initial"], c["model"]["cutoff"]) for c in configs] == [
+        *((0.1, 4), (0.1, 5)),
+        *((0.2, 4), (0.2, 5)),
+    ]
+    assert len({c["timestamp_id"] for c in configs}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-gpus", "0"], "--num-gpus 0"),
+        (["--sweep-yml", "none.yml"], "none.yml"),
+        (["stray"], "write key=value"),
+    ],
+)
+def test_a_command_line_that_makes_no_sense(config, words, message):
+    with pytest.raises(EScAIPError, match=message):
+        main.prepare_configs(*arguments(*words))
+
+
+def test_duplicate_keys_in_a_file_are_refused(config, folder):
+    (folder / "double.yml").write_text("model: {name: a}\nmodel: {name: b}\n")
+    args, overrides = main._parser().parse_known_args(["--config-yml", "double.yml"])
+    with pytest.raises(ConfigError, match=r"double\.yml: Duplicate Key: 'model'"):
+        main.prepare_configs(args, overrides)
+
+
+def test_cluster_flags_reach_submitit(config):
+    args, overrides = arguments("--submit", "--slurm-partition", "long", "--num-gpus", "4", "optim.num_workers=3")
+    (prepared,) = main.prepare_configs(args, overrides)
+    assert not prepared["cpu"]  # the machine that submits needs no GPU
+    parameters = submission_parameters(args, prepared)
+    assert parameters["slurm_partition"] == "long"
+    assert parameters["tasks_per_node"] == parameters["gpus_per_node"] == 4
+    assert parameters["cpus_per_task"] == 4
