@@ -38,7 +38,9 @@ def test_a_kill_at_any_moment_leaves_a_file_that_loads(tmp_path: Path) -> None:
     moments = random.Random(0)
     seen = []
     for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", _LOAD + _SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LOAD + _SAVE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(moments.uniform(0.0, 0.2))

@@ -480,11 +480,16 @@ VALUES = {"loss": 0.25, "lr": 1e-4, "epoch": 0.5, "step": 10, "samples_per_secon
 
 
 def test_plain_lines_elsewhere(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
-    with caplog.at_level(logging.INFO), Progress(total_steps=20, first_step=9, visible=True, terminal=False) as progress:
+    with (
+        caplog.at_level(logging.INFO),
+        Progress(total_steps=20, first_step=9, visible=True, terminal=False) as progress,
+    ):
         progress.step(4)
         progress.report(VALUES)
     assert caplog.messages == [format_line(VALUES)]
-    assert format_line(VALUES).startswith("epoch: 0.5000, step: 10, lr: 1.000e-04, loss: 2.500e-01, samples_per_second: 12.3")
+    assert format_line(VALUES).startswith(
+        "epoch: 0.5000, step: 10, lr: 1.000e-04, loss: 2.500e-01, samples_per_second: 12.3"
+    )
     assert capsys.readouterr().err == ""
 
 

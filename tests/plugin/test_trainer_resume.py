@@ -54,7 +54,9 @@ def interrupt(trainer: Any, at: int) -> Any:
 def assert_same_end(resumed: Any, whole: Any) -> None:
     """Losses at every logging step, validations, weights, averages, optimizer: the same bits."""
     for split in ("train", "val"):
-        expected = {step: loss for step, loss in whole.logger.losses(split).items() if step in resumed.logger.losses(split)}
+        expected = {
+            step: loss for step, loss in whole.logger.losses(split).items() if step in resumed.logger.losses(split)
+        }
         assert resumed.logger.losses(split) == expected
         assert expected
     assert max(resumed.logger.losses()) == max(whole.logger.losses())
@@ -208,7 +210,17 @@ def first_best_average(trainer: Any, best: Path) -> list[torch.Tensor]:
 def test_checkpoints_hold_plain_values_and_fairchems_keys(data: tuple[Path, Path], tmp_path: Path) -> None:
     trainer = run(build(config(*data, optimizer__max_epochs=1), tmp_path, timestamp_id="run"))
     checkpoint = torch.load(tmp_path / "checkpoints/run/checkpoint.pt", weights_only=True)
-    expected = {"state_dict", "normalizers", "elementrefs", "config", "val_metrics", "amp", "epoch", "step", "optimizer"}
+    expected = {
+        "state_dict",
+        "normalizers",
+        "elementrefs",
+        "config",
+        "val_metrics",
+        "amp",
+        "epoch",
+        "step",
+        "optimizer",
+    }
     assert expected | {"scheduler", "ema", "best_val_metric", "primary_metric"} <= checkpoint.keys()
     assert checkpoint["config"]["trainer"] == "escaip_fairchem.EScAIPForcesTrainer"
     assert checkpoint["ema"]["collected_params"] == []
