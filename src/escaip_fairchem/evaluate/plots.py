@@ -43,10 +43,8 @@ def plot_parity(parity: Parity, path: Path) -> Path:
     _parity_panel(
         forces, parity.forces_label.ravel(), parity.forces_predicted.ravel(), name="force", unit="eV/Å", size=2.0
     )
-    energy.set_title(f"energy, MAE {parity.energy_mae:.3f} eV", fontsize=10)
-    forces.set_title(
-        f"force components, MAE {parity.forces_mae:.3f} eV/Å ({parity.forces_ratio:.0%} of the mean)", fontsize=10
-    )
+    energy.set_title(f"energy: MAE {parity.energy_mae:.3f} eV", fontsize=10)
+    forces.set_title(f"forces: MAE {parity.forces_mae:.3f} eV/Å, {parity.forces_ratio:.0%} of their mean", fontsize=10)
     return _save(figure, path)
 
 

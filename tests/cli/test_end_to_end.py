@@ -1,0 +1,200 @@
+"""The real command on a small OC20-like set: train, stop, continue, validate, predict, and open the result in ASE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fairchem_runs import OURS, run
+
+from escaip_fairchem.data.demo_set import DemoOptions, write_demo
+from escaip_fairchem.evaluate.curves import Curve, read_curves
+from escaip_fairchem.evaluate.labels import read_labels
+from escaip_fairchem.evaluate.parity import join, read_predictions
+
+# One worker runs all of them, because they share a trained model.
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("end to end")]
+
+ROOT = Path(__file__).parents[2]
+DEMO_CONFIG = ROOT / "configs/demo/escaip_demo.yml"
+TINY = (
+    "model.backbone.hidden_size=16",
+    "model.backbone.num_layers=1",
+    "model.backbone.atten_num_heads=2",
+    "model.backbone.max_neighbors=6",
+    "model.backbone.mlp_dropout=0.1",
+    "optim.batch_size=4",
+    "optim.eval_batch_size=3",
+    "optim.eval_every=6",
+    "optim.checkpoint_every=4",
+    # The schedule counts these epochs, also where a run ends before.
+    "optim.scheduler_params.epochs=2",
+    "optim.max_epochs=2",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a demonstration set in ``data``."""
+    folder = tmp_path_factory.mktemp("project")
+    write_demo(folder / "data", DemoOptions(train=24, val=6, test=7, formats=("lmdb",)))
+    return folder
+
+
+def fairchem(folder: Path, mode: Sequence[str], *overrides: str, name: str, prefix: str = "") -> str:
+    """Run the command in a folder, with a run folder of that name, and return its output."""
+    sources = [f"dataset.{split}.src=data/lmdb/{split}" for split in ("train", "val", "test")]
+    flags = [
+        "--config-yml",
+        str(DEMO_CONFIG),
+        "--cpu",
+        "--print-every",
+        "1",
+        "--run-dir",
+        name,
+        "--timestamp-id",
+        "run",
+    ]
+    settings = [f"{prefix}{setting}" for setting in (*sources, *TINY, *overrides)]
+    process = run(OURS, *mode, *flags, *settings, cwd=folder)
+    assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+def curve(folder: Path, name: str, scalar: str) -> Curve:
+    return read_curves(folder / name / "logs/tensorboard/run")[scalar]
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A training of two epochs of six steps; returns its checkpoint."""
+    fairchem(folder, ["main"], name="whole")
+    return folder / "whole/checkpoints/run/checkpoint.pt"
+
+
+def test_training_logs_and_keeps_checkpoints(folder: Path, trained: Path):
+    losses = curve(folder, "whole", "train/loss")
+    assert list(losses) == list(range(1, 13))
+    assert np.isfinite(list(losses.values())).all()
+    assert list(curve(folder, "whole", "val/forces_mae")) == [6, 12]
+    assert trained.is_file()
+    assert trained.with_name("best_checkpoint.pt").is_file()
+
+
+def test_a_training_in_two_parts_is_the_same_training(folder: Path, trained: Path):
+    fairchem(folder, ["main"], "optim.max_epochs=1", name="first")
+    checkpoint = folder / "first/checkpoints/run/checkpoint.pt"
+    fairchem(folder, ["main", "--checkpoint", str(checkpoint)], name="second")
+    for scalar in ("train/loss", "train/lr", "train/grad_norm", "val/loss"):
+        whole = curve(folder, "whole", scalar)
+        first, second = curve(folder, "first", scalar), curve(folder, "second", scalar)
+        assert not first.keys() & second.keys()
+        assert {**first, **second} == whole, scalar
+
+
+@pytest.fixture(scope="module")
+def predictions(folder: Path, trained: Path) -> Path:
+    """Predictions of the test set by fairchem's own form of the command; returns the file."""
+    fairchem(folder, ["--mode", "predict", "--checkpoint", str(trained)], name="predicted", prefix="--")
+    return folder / "predicted/results/run/ocp_predictions.npz"
+
+
+def test_validation_repeats_the_last_one_of_the_training(folder: Path, trained: Path):
+    fairchem(folder, ["--mode", "validate", "--checkpoint", str(trained)], name="validated", prefix="--")
+    for scalar in ("val/loss", "val/forces_mae", "val/energy_mae"):
+        (again,) = curve(folder, "validated", scalar).values()
+        assert again == curve(folder, "whole", scalar)[12], scalar
+
+
+def test_predictions_hold_every_atom_in_float32(folder: Path, predictions: Path):
+    labels = read_labels(folder / "data/lmdb/test")
+    parity = join(labels, read_predictions(predictions))
+    assert len(parity.energy_predicted) == 7
+    assert len(set(parity.energy_predicted)) == 7
+    with np.load(predictions) as arrays:
+        assert arrays["forces"].dtype == arrays["energy"].dtype == np.float32
+        assert len(arrays["forces"]) == sum(len(entry.forces) for entry in labels.values())
+
+
+CALCULATE = """
+import sys
+from pathlib import Path
+import numpy as np
+from escaip_fairchem import OCPCalculator
+from fairchem.core import OCPCalculator as Upstream
+import pickle, lmdb
+from ase import Atoms
+
+assert OCPCalculator is not Upstream
+source, checkpoint, out = sys.argv[1:]
+results = {}
+for name, kind in (("ours", OCPCalculator), ("upstream", Upstream)):
+    calculator = kind(checkpoint_path=checkpoint, cpu=True)
+    with lmdb.open(source, subdir=False, readonly=True, lock=False) as database, database.begin() as transaction:
+        for row in range(pickle.loads(transaction.get(b"length"))):
+            data = pickle.loads(transaction.get(str(row).encode()))
+            atoms = Atoms(
+                numbers=data.atomic_numbers.int().numpy(),
+                positions=data.pos.numpy(),
+                cell=data.cell[0].numpy(),
+                pbc=data.pbc.numpy(),
+                tags=data.tags.numpy(),
+            )
+            atoms.calc = calculator
+            key = f"{name}/{data.sid}_{data.fid}"
+            results[f"{key}/energy"] = atoms.get_potential_energy()
+            results[f"{key}/forces"] = atoms.get_forces()
+np.savez(out, **results)
+"""
+
+
+@pytest.mark.parametrize("file", ["checkpoint.pt", "best_checkpoint.pt"])
+def test_both_calculators_agree_with_the_predictions(folder: Path, trained: Path, predictions: Path, file: str):
+    """In a new process. The last evaluation was the best one here, so both files predict the same."""
+    metrics = curve(folder, "whole", "val/forces_mae")
+    assert metrics[12] < metrics[6]
+    out = folder / f"{file}.npz"
+    arguments = [str(folder / "data/lmdb/test/data.0000.lmdb"), str(trained.with_name(file)), str(out)]
+    process = run(["-c", CALCULATE], *arguments, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    expected = read_predictions(predictions)
+    assert len(expected) == 7
+    with np.load(out) as results:
+        for name, (energy, forces) in expected.items():
+            for kind in ("ours", "upstream"):
+                assert results[f"{kind}/{name}/energy"] == pytest.approx(energy, abs=1e-6, rel=1e-6)
+                np.testing.assert_allclose(results[f"{kind}/{name}/forces"], forces, atol=1e-6, rtol=1e-6)
+
+
+def test_missing_data_of_the_shipped_configuration_is_one_message(tmp_path: Path):
+    process = run(OURS, "main", "--config-yml", str(ROOT / "configs/oc20/escaip_2m.yml"), cwd=tmp_path)
+    assert process.returncode == 2
+    assert "data/oc20/s2ef" in process.stderr
+    assert "does not exist" in process.stderr
+    assert "Traceback" not in process.stdout + process.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_configuration_trains_on_other_data_by_overrides(folder: Path):
+    """``fairchem main --config-yml configs/oc20/escaip_2m.yml dataset.train.src=… model.backbone.hidden_size=…``."""
+    process = run(
+        OURS,
+        *("main", "--config-yml", "configs/oc20/escaip_2m.yml", "--cpu", "--print-every", "1"),
+        *("--run-dir", "big", "--timestamp-id", "run"),
+        *("dataset.train.src=data/lmdb/train", "dataset.val.src=data/lmdb/val"),
+        *("model.backbone.hidden_size=16", "model.backbone.num_layers=1", "model.backbone.atten_num_heads=2"),
+        *("optim.num_workers=0", "optim.max_epochs=1", "optim.batch_size=12"),
+        cwd=folder,
+    )
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert list(curve(folder, "big", "train/loss")) == [1, 2]
+    assert (folder / "big/checkpoints/run/checkpoint.pt").is_file()
+    assert "using the shipped" in process.stdout
+
+
+def test_the_demo_set_says_what_it_holds(folder: Path):
+    summary = json.loads((folder / "data/summary.json").read_text())
+    assert [summary["splits"][split]["structures"] for split in ("train", "val", "test")] == [24, 6, 7]
