@@ -5,6 +5,7 @@ The keys are those of the original's v1 YAML files, so that its ``model:`` secti
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 import warnings
@@ -106,6 +107,12 @@ class BackboneConfig:
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)!r}")
+        if not math.isfinite(self.max_radius):
+            raise ConfigError(f"max_radius: must be a finite length in Å, got {self.max_radius!r}")
+        if self.edge_distance_expansion_size < 2:
+            raise ConfigError(
+                f"edge_distance_expansion_size: must be at least 2, got {self.edge_distance_expansion_size!r}"
+            )
         for name in ("mlp_dropout", "atten_dropout", "stochastic_depth_prob"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"{name}: must be in [0, 1), got {getattr(self, name)!r}")
