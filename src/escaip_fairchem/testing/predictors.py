@@ -92,7 +92,7 @@ class Predictor(nn.Module):
             neighborhoods = self.neighborhoods(systems)
         if self.kind == "conservative":
             return self._conservative(systems, neighborhoods)
-        graph = build_graph(systems, neighborhoods)
+        graph = _graph_in_full_precision(systems, neighborhoods)
         features = self.backbone(graph)
         outputs: Predictions = {"energy": self.energy(features.node_NH, graph)}
         if self.forces is not None:
@@ -105,7 +105,7 @@ class Predictor(nn.Module):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             strained = make_differentiable(systems)
-            energy_B1 = self.energy_of(build_graph(strained.systems, neighborhoods))
+            energy_B1 = self.energy_of(_graph_in_full_precision(strained.systems, neighborhoods))
             forces_N3, virial_B33 = energy_derivatives(energy_B1, strained, create_graph=create_graph)
         stress_B33 = stress_from_virial(virial_B33, systems.cell_B33)
         return {"energy": energy_B1, "forces": forces_N3, "stress": stress_B33}
@@ -125,6 +125,11 @@ class Predictor(nn.Module):
             cutoff=self.config.max_radius,
             max_neighbors=self.config.max_neighbors,
         )
+
+
+def _graph_in_full_precision(systems: Systems, neighborhoods: Neighborhoods) -> Graph:
+    with torch.autocast(systems.positions_N3.device.type, enabled=False):
+        return build_graph(systems, neighborhoods)
 
 
 def tiny_predictor(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> Predictor:

@@ -114,17 +114,24 @@ def disordered(
         pbc: Periodic axes.
         length: Length of the lattice vectors before skewing.
         apart: Smallest distance, periodic images included.
+
+    Raises:
+        ValueError: The atoms do not fit.
     """
     generator = torch.Generator().manual_seed(seed)
     skew = 0.2 * torch.randn(3, 3, generator=generator, dtype=torch.float64)
     cell = length * (torch.eye(3, dtype=torch.float64) + skew.tril(-1))
     shifts = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)] * 3)
     kept: list[Tensor] = []
-    while len(kept) < atoms:
+    for _ in range(1000 * atoms):
+        if len(kept) == atoms:
+            break
         trial = torch.rand(3, generator=generator, dtype=torch.float64) @ cell
         gaps = [(trial - other + shifts @ cell).norm(dim=1).min() for other in kept]
         if not gaps or float(min(gaps)) > apart:
             kept.append(trial)
+    if len(kept) < atoms:
+        raise ValueError(f"{atoms} atoms {apart} Å apart do not fit into a cell of {length} Å")
     numbers = torch.randint(1, 60, (atoms,), generator=generator).tolist()
     return make(numbers, torch.stack(kept), cell, pbc)
 
