@@ -61,9 +61,19 @@ def energy_derivatives(energy_B1: Tensor, strained: StrainedSystems, *, create_g
     return -gradient_N3, virial_B33
 
 
-def stress_from_virial(virial_B33: Tensor, cell_B33: Tensor) -> Tensor:
-    """Divide by the volumes; shape (B, 3, 3). Structures without a volume get zero stress."""
+def stress_from_virial(virial_B33: Tensor, cell_B33: Tensor, pbc_B3: Tensor) -> Tensor:
+    """Divide by the volumes.
+
+    Args:
+        virial_B33: Energy's derivative with respect to strain, shape (B, 3, 3).
+        cell_B33: Lattice vectors, shape (B, 3, 3), Å.
+        pbc_B3: Which of them repeat, shape (B, 3), bool.
+
+    Returns:
+        Shape (B, 3, 3). Zero where there is no volume: for cells without one, and for molecules whatever cell they
+        come with (fairchem's converter puts a cube of 1 Å where there was none).
+    """
     volume_B = torch.linalg.det(cell_B33).abs()
-    has_volume_B = volume_B > 0
+    has_volume_B = (volume_B > 0) & pbc_B3.any(dim=1)
     safe_B = torch.where(has_volume_B, volume_B, torch.ones_like(volume_B)).reshape(-1, 1, 1)
     return torch.where(has_volume_B.reshape(-1, 1, 1), virial_B33 / safe_B, torch.zeros_like(virial_B33))

@@ -224,8 +224,8 @@ class EScAIPConservativeHead(_Head):
             forces_N3, virial_B33 = energy_derivatives(energy_B1, strained, create_graph=create_graph)
         outputs = {"energy": energy_B1 if create_graph else energy_B1.detach(), "forces": forces_N3}
         if self.options.regress_stress:
-            cell_B33 = strained.systems.cell_B33.detach()
-            outputs["stress"] = stress_from_virial(virial_B33, cell_B33)
+            systems = strained.systems
+            outputs["stress"] = stress_from_virial(virial_B33, systems.cell_B33.detach(), systems.pbc_B3)
         return outputs
 
 

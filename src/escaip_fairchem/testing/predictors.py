@@ -107,7 +107,7 @@ class Predictor(nn.Module):
             strained = make_differentiable(systems)
             energy_B1 = self.energy_of(_graph_in_full_precision(strained.systems, neighborhoods))
             forces_N3, virial_B33 = energy_derivatives(energy_B1, strained, create_graph=create_graph)
-        stress_B33 = stress_from_virial(virial_B33, systems.cell_B33)
+        stress_B33 = stress_from_virial(virial_B33, systems.cell_B33, systems.pbc_B3)
         return {"energy": energy_B1, "forces": forces_N3, "stress": stress_B33}
 
     def energy_of(self, graph: Graph) -> Tensor:
