@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+import escaip_fairchem  # noqa: F401 -- before any test imports fairchem, which cannot be imported everywhere without it
+
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other, and several tests run side by side
 
 SHARED = Path(__file__).parents[1].parent / "shared"

@@ -19,7 +19,6 @@ from escaip_fairchem.testing import (
     tiny_predictor,
 )
 
-DTYPES = (torch.float32, torch.float64)
 ZOO = [
     structures.copper(),
     structures.rock_salt(),
@@ -31,9 +30,8 @@ ZOO = [
     structures.silicon(),
 ]
 
-all_models = pytest.mark.parametrize(
-    ("kind", "dtype"), [(kind, dtype) for kind in KINDS for dtype in DTYPES], ids=lambda value: str(value)
-)
+MODELS = [*((kind, torch.float64) for kind in KINDS), ("direct", torch.float32), ("conservative", torch.float32)]
+all_models = pytest.mark.parametrize(("kind", "dtype"), MODELS, ids=str)
 
 
 @all_models

@@ -137,6 +137,7 @@ def check_rotation(
     quadrupoles: Sequence[str] = (),
     wigner: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
+    tolerance: str = "moved",
 ) -> float:
     """Predictions turn with the structure, each by its kind.
 
@@ -150,6 +151,7 @@ def check_rotation(
         quadrupoles: Names of l = 2 components (…, 5).
         wigner: Their rotation, shape (5, 5).
         dtype: Precision.
+        tolerance: Name of the tolerance.
     """
     original = predict(batch(structures, dtype))
     turned = predict(batch([structure.rotated(rotation) for structure in structures], dtype))
@@ -159,7 +161,7 @@ def check_rotation(
     expected |= {name: matrix @ original[name] @ matrix.T for name in tensors}
     if wigner is not None:
         expected |= {name: original[name] @ wigner.to(dtype).T for name in quadrupoles}
-    return _compare({name: turned[name] for name in expected}, expected, "moved", "rotated")
+    return _compare({name: turned[name] for name in expected}, expected, tolerance, "rotated")
 
 
 def check_finite_difference_forces(predict: Predict, structure: Structure, *, step: float = 1e-3) -> float:
