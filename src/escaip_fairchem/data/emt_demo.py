@@ -40,7 +40,7 @@ ADSORBATES = {
     "OH": Atoms("OH", [(0, 0, 0), (0, 0.3, 1.10)]),
     "CH": Atoms("CH", [(0, 0, 0), (0, 0, 1.15)]),
 }
-# No split holds it. Its elements are known, each from other adsorbates, and it lies between CH and OH.
+# No split holds it. Its elements are known from other adsorbates, and it lies between CH and OH.
 UNSEEN_ADSORBATE = Atoms("NH", [(0, 0, 0), (0, 0, 1.15)])
 # These pairs are met in validation and test only.
 HELD_OUT = frozenset({("Cu", "CO"), ("Pd", "OH"), ("Pt", "N"), ("Ag", "C")})
@@ -149,9 +149,12 @@ def _relaxed_slab(metal: str, facet: Facet, size: tuple[int, int, int], guest: s
 
 
 def place(slab: Slab, adsorbate: Atoms, random: Generator) -> Atoms:
-    """Put an adsorbate near a random site of a slab, tilted at random, as low as its forces allow."""
+    """Put an adsorbate near a random site of a slab, tilted at random, as low as its forces allow.
+
+    In this potential molecules that do not stand exactly upright lie down, so all tilts have to be in the set.
+    """
     guest = adsorbate.copy()
-    guest.rotate(random.uniform(0.0, 25.0), "x", center=(0, 0, 0))
+    guest.rotate(random.uniform(0.0, 80.0), "x", center=(0, 0, 0))
     guest.rotate(random.uniform(0.0, 360.0), "z", center=(0, 0, 0))
     site, height = str(random.choice(slab.sites)), random.uniform(1.4, 1.9)
     sideways = (*random.normal(0.0, 0.15, size=2), 0.0)
@@ -278,4 +281,4 @@ def relaxation_start(seed: int) -> tuple[Atoms, Atoms]:
     for atoms in (start, relaxed):
         atoms.calc = EMT()
     FIRE(relaxed, logfile=None).run(fmax=0.02, steps=400)
-    return start, relaxed
+    return _with_results(start), _with_results(relaxed)

@@ -23,6 +23,7 @@ from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
 
 Kind = Literal["xyz", "database", "trajectory", "other"]
 CHUNK_FRAMES = 500
+NO_STRUCTURE = "the file holds no structure"
 DATABASE_SUFFIXES = (".db", ".aselmdb", ".json")
 
 
@@ -49,7 +50,8 @@ class Chunk:
         kind: How it is read.
         form: ASE's name of the format; empty for a file that no reader recognises.
         start: Number of the chunk's first structure in the file.
-        count: Structures to read; None reads to the end of the file.
+        count: Structures to read; None where only reading to the end of the file tells.
+        at_most: Stop reading after this many; None never does.
         offset: Where the chunk starts in the file, bytes; plain xyz only.
         rows: Ids of the rows; databases only.
         failure: Why the rest of the file cannot be read, where that is known already.
@@ -61,6 +63,7 @@ class Chunk:
     form: str
     start: int = 0
     count: int | None = None
+    at_most: int | None = None
     offset: int = 0
     rows: tuple[int, ...] = ()
     failure: str = ""
@@ -133,7 +136,8 @@ def plan_chunks(sources: Sequence[Source], *, form: str | None = None, limit: in
     chunks: list[Chunk] = []
     planned = 0
     for source in sources:
-        for chunk in _chunks_of(source, form, None if limit is None else limit - planned):
+        found = list(_chunks_of(source, form, None if limit is None else limit - planned))
+        for chunk in found or [Chunk(number=0, source=source, kind="other", form="", failure=NO_STRUCTURE)]:
             chunks.append(_numbered(chunk, len(chunks)))
             planned += chunk.count or 0
         if limit is not None and planned >= limit:
@@ -152,15 +156,14 @@ def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[
         if kind == "xyz" and get_compression(str(source.path))[1] is None:
             yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
         elif kind == "database":
-            with ase.db.connect(source.path, **_connect_options(source.path)) as database:
-                rows = [row.id for row in itertools.islice(database.select(include_data=False), limit)]
+            rows = _row_ids(source.path)[:limit]
             yield from _equal_chunks(source, kind, recognised, len(rows), rows)
         elif kind == "trajectory":
             with Trajectory(source.path) as trajectory:
                 count = len(trajectory)
             yield from _equal_chunks(source, kind, recognised, count if limit is None else min(count, limit))
         else:
-            yield Chunk(number=0, source=source, kind=kind, form=recognised, count=limit)
+            yield Chunk(number=0, source=source, kind=kind, form=recognised, at_most=limit)
     except Exception as error:  # noqa: BLE001 (readers of foreign files raise anything; the report says what)
         yield Chunk(number=0, source=source, kind="other", form="", failure=describe(error))
 
@@ -171,6 +174,13 @@ def _recognise(path: Path, form: str | None) -> tuple[Kind, str]:
     recognised = form or filetype(str(path))
     kinds: dict[str, Kind] = {"extxyz": "xyz", "xyz": "xyz", "traj": "trajectory"}
     return kinds.get(recognised, "other"), recognised
+
+
+def _row_ids(path: Path) -> list[int]:
+    with ase.db.connect(path, **_connect_options(path)) as database:
+        if path.suffix == ".aselmdb":  # it lists its ids, and would decode every row to select them
+            return list(database.ids)
+        return [row.id for row in database.select(include_data=False)]
 
 
 def _connect_options(path: Path) -> dict[str, bool]:
@@ -200,7 +210,13 @@ def read_chunk(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
         return
     readers = {"xyz": _read_xyz, "database": _read_rows, "trajectory": _read_trajectory, "other": _read_other}
     try:
-        yield from itertools.islice(readers[chunk.kind](chunk), chunk.count)
+        wanted = chunk.at_most if chunk.count is None else chunk.count
+        empty = True
+        for item in itertools.islice(readers[chunk.kind](chunk), wanted):
+            empty = False
+            yield item
+        if empty:
+            yield Unreadable(f"{NO_STRUCTURE} (read as {chunk.form})", rest=True)
     except Exception as error:  # noqa: BLE001 (as above)
         yield Unreadable(describe(error), rest=True)
 
