@@ -34,7 +34,8 @@ OPTIM = _words(
 )
 TASK = _words(
     "strict_load trust_checkpoint prediction_dtype predict_free_atoms_only set_deterministic_scatter eval_relaxations",
-    "relax_dataset relax_opt relax_cell relax_volume relaxation_steps relaxation_fmax num_relaxation_batches save_full_traj write_pos",
+    "relax_dataset relax_opt relax_cell relax_volume relaxation_steps relaxation_fmax num_relaxation_batches",
+    "save_full_traj write_pos",
     # older spellings and places
     "dataset description type metric primary_metric labels grad_input train_on_free_atoms eval_on_free_atoms",
     "relaxation_dir targets prediction_type name",

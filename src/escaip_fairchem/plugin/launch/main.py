@@ -14,6 +14,7 @@ from fairchem.core import _cli
 from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, create_grid, setup_logging
+from torch.distributed.elastic.multiprocessing import api as elastic
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -124,10 +125,21 @@ def _run_locally(config: dict[str, Any], processes: int) -> int:
     # As fairchem does, whose LMDB data sets cannot be handed to loader processes of spawned ones.
     config["optim"]["num_workers"] = 0
     launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", max_restarts=0)
+    watcher = logging.getLogger(elastic.__name__)
+    if not config["is_debug"]:
+        watcher.addFilter(_is_no_user_error)
     try:
         elastic_launch(launch, run_rank)(config)
     except ChildFailedError as error:
-        if all(failure.exitcode == USER_ERROR for failure in error.failures.values()):
-            return USER_ERROR  # the process has said why
+        if error.get_first_failure()[1].exitcode == USER_ERROR:
+            return USER_ERROR  # the process has said why; the others were stopped
         raise
+    finally:
+        watcher.removeFilter(_is_no_user_error)
     return 0
+
+
+def _is_no_user_error(record: logging.LogRecord) -> bool:
+    """Drop torch's traceback about a process that ended with a message for its user."""
+    error = record.exc_info[1] if record.exc_info else None
+    return getattr(error, "exit_code", None) != USER_ERROR
