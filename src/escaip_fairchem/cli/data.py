@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
 def _add_convert(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
+        usage="escaip data convert IN [IN ...] OUT [options]",  # --split would swallow files that follow it
         help="convert labelled structures to ASE-LMDB",
         description="Convert labelled structures from anything ASE reads (extxyz, db, traj, OUTCAR, vasprun.xml, …) to "
         "ASE-LMDB, with splits, metadata, energy references, normalisers, a ready dataset section (OUT/dataset.yml) "
