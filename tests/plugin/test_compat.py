@@ -16,7 +16,7 @@ import scipy.special
 import torch
 from torch_geometric.data import Data
 
-import escaip_fairchem.plugin  # noqa: F401 -- applies the remedies
+import escaip_fairchem.plugin  # noqa: F401
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.compat import apply, register_transform, remedies
 from escaip_fairchem.plugin.compat.environments import SharedEnvironment, open_shared

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import escaip_fairchem  # noqa: F401 -- before fairchem
 import pytest
 from fairchem.core.common.registry import registry
 
+import escaip_fairchem  # noqa: F401
 from escaip_fairchem.plugin.loggers import NullLogger
 from escaip_fairchem.plugin.trainer.setup import _logger_settings
 

@@ -320,7 +320,7 @@ def test_inputs_are_not_changed():
     before = copy.deepcopy(data)
     model_of("conservative")(data)
     assert data.keys() == before.keys()
-    for name in data.keys():  # noqa: SIM118 -- not a dict
+    for name in data.keys():  # noqa: SIM118
         value = data[name]
         assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name], name
 

@@ -320,7 +320,7 @@ def test_an_empty_matrix(sparse_module):
 
 
 def test_it_can_be_used_inside_a_scripted_function(sparse_module):
-    SparseTensor = sparse_module.SparseTensor  # noqa: N806
+    SparseTensor = sparse_module.SparseTensor
 
     def neighbours(row: torch.Tensor, col: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         matrix = SparseTensor(row=row, col=col, value=value, sparse_sizes=(7, 6))[col]

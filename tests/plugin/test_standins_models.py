@@ -11,7 +11,7 @@ from ase.build import add_adsorbate, fcc111
 from torch import nn
 from torch_geometric.data import Batch, Data
 
-import escaip_fairchem.plugin  # noqa: F401 -- lets fairchem be imported
+import escaip_fairchem.plugin  # noqa: F401
 
 GEMNET_OC = {
     **{"num_spherical": 4, "num_radial": 8, "num_blocks": 2, "emb_size_atom": 16, "emb_size_edge": 16},

@@ -8,7 +8,6 @@ import os
 import signal
 from typing import Any
 
-import escaip_fairchem  # noqa: F401 -- before fairchem
 import pytest
 import torch
 from fairchem.core.common.utils import cg_change_mat
@@ -18,6 +17,7 @@ from torch import nn
 from torch_geometric.data import Batch, Data
 from trainer_cases import TinyModel
 
+import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, ConfigError, NonFiniteError
 from escaip_fairchem.plugin.trainer.amp import Precision, at_least_float32
 from escaip_fairchem.plugin.trainer.ema import WeightSwap, adopt_average, check_average

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import escaip_fairchem
 import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch
 from trainer_cases import build, config, rattled_slabs, write_lmdb
 
+import escaip_fairchem
 from escaip_fairchem.plugin.trainer.predict import PredictionSettings, as_arrays, merge_processes
 
 SOURCE = Path(escaip_fairchem.__file__).parents[1]

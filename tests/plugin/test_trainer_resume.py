@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import escaip_fairchem  # noqa: F401 -- before fairchem
 import pytest
 import torch
 import trainer_cases
@@ -15,6 +14,7 @@ from fairchem.core.tasks.task import TrainTask
 from fairchem.core.trainers import OCPTrainer
 from trainer_cases import RecordingLogger, TinyModel, build, config, rattled_slabs, write_lmdb
 
+import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, RunFolderError
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY

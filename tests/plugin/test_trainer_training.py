@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import escaip_fairchem  # noqa: F401 -- before fairchem
 import lmdb
 import pytest
 import torch
@@ -18,6 +17,7 @@ from fairchem.core.trainers import OCPTrainer
 from torch.utils._python_dispatch import TorchDispatchMode
 from trainer_cases import RecordingLogger, TinyModel, build, config, rattled_slabs, write_lmdb
 
+import escaip_fairchem
 from escaip_fairchem.errors import ConfigError, DataError, NonFiniteError
 
 SCHNET = {
@@ -102,7 +102,7 @@ def test_training_lowers_the_loss_of_a_stock_model_in_every_precision(data: tupl
 class Dtypes(TinyModel):
     """Remembers in what type it computed."""
 
-    seen: list[tuple[bool, torch.dtype]] = []  # noqa: RUF012
+    seen: list[tuple[bool, torch.dtype]] = []
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
         result = super().forward(data)

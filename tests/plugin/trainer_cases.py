@@ -8,7 +8,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import escaip_fairchem  # noqa: F401 -- before fairchem
 import lmdb
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from fairchem.core.common import distutils
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch import nn
 
+import escaip_fairchem  # noqa: F401
 from escaip_fairchem.plugin.trainer import EScAIPForcesTrainer
 
 SIZES = ((1, 2), (2, 2), (1, 3), (2, 3))
@@ -91,7 +91,9 @@ def config(train: Path, val: Path | None = None, test: Path | None = None, **cha
             "train": {
                 "src": str(train),
                 "format": "lmdb",
-                "transforms": {"normalizer": {"energy": {"mean": 3.0, "stdev": 2.0}, "forces": {"mean": 0, "stdev": 0.5}}},
+                "transforms": {
+                    "normalizer": {"energy": {"mean": 3.0, "stdev": 2.0}, "forces": {"mean": 0, "stdev": 0.5}}
+                },
             },
             "val": {"src": str(val)} if val else {},
             "test": {"src": str(test)} if test else {},
@@ -108,7 +110,10 @@ def config(train: Path, val: Path | None = None, test: Path | None = None, **cha
                 "lambda_type": "cosine", "warmup_factor": 0.2, "warmup_epochs": 0.5, "lr_min_factor": 0.1,
             },
         },
-        "loss_functions": [{"energy": {"fn": "mae", "coefficient": 4}}, {"forces": {"fn": "l2mae", "coefficient": 100}}],
+        "loss_functions": [
+            {"energy": {"fn": "mae", "coefficient": 4}},
+            {"forces": {"fn": "l2mae", "coefficient": 100}},
+        ],
         "evaluation_metrics": {},
         "identifier": "case",
         "local_rank": 0,
