@@ -168,13 +168,16 @@ def install() -> None:
     Where this module is imported a second time (coverage measurement forgets modules, notebooks reload them), the
     finders of the first time go: two generations would hand ``fairchem.core`` to each other without end.
     """
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_of_this_module(finder)]
-    sys.meta_path.append(StandInFinder())
-    sys.meta_path.insert(0, HostFinder())
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not _is_outdated(finder)]
+    if not any(isinstance(finder, StandInFinder) for finder in sys.meta_path):
+        sys.meta_path.append(StandInFinder())
+    if not any(isinstance(finder, HostFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, HostFinder())
     host = sys.modules.get(HOST)
     if host is not None and not getattr(host.__spec__, "_initializing", False):
         importlib.import_module(PLUGIN)
 
 
-def _is_of_this_module(finder: object) -> bool:
-    return type(finder).__module__ == __name__
+def _is_outdated(finder: object) -> bool:
+    """Whether a finder was made by another import of this module."""
+    return type(finder).__module__ == __name__ and not isinstance(finder, (StandInFinder, HostFinder))
