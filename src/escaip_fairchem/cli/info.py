@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from escaip_fairchem.cli.config_files import check_yaml, locate_config
+
 if TYPE_CHECKING:
     from escaip_fairchem.plugin.info import ModelInfo
 
@@ -28,11 +30,15 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known about every configuration."""
+    paths = [locate_config(path) for path in arguments.configs]
+    for path in paths:
+        check_yaml(path)
+    # fairchem's import takes seconds; what is wrong with the files has been said by now.
     import yaml
 
     from escaip_fairchem.plugin.info import inspect_config
 
-    for path in arguments.configs:
+    for path in paths:
         info = inspect_config(path)
         print(f"{path}")
         for line in describe(info):

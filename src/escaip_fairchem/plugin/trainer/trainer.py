@@ -10,6 +10,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.scaling.util import ensure_fitted
 from torch import Tensor
 
+from escaip_fairchem.plugin.trainer.conservative import check_common_scale
 from escaip_fairchem.plugin.trainer.evaluation import TrainerEvaluation
 from escaip_fairchem.plugin.trainer.training import TrainingLoop
 
@@ -40,12 +41,14 @@ class EScAIPForcesTrainer(TrainerEvaluation):
             disable_eval_tqdm: Whether to hide the progress of validations.
 
         Raises:
+            ConfigError: A conservative model's targets are normalised by different scales.
             NonFiniteError: A loss, prediction, label or gradient is not finite.
             CheckpointError: The loaded checkpoint's optimizer state does not fit, or a checkpoint cannot be written.
         """
         self._require_resumable()
         ensure_fitted(self._unwrapped_model, warn=True)
         self.finish_normalizers()
+        check_common_scale(self._unwrapped_model, self.normalizers)
         if self.ema is not None and not self.ema_decay:
             logging.info("optim.ema_decay is not set: the checkpoint's averaged weights are not carried on")
             self.ema = None
