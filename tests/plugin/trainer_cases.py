@@ -8,6 +8,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import escaip_fairchem  # noqa: F401 # isort: skip -- first: processes that tests start import fairchem by this module
+
 import lmdb
 import numpy as np
 import torch
@@ -19,7 +21,6 @@ from fairchem.core.common import distutils
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch import nn
 
-import escaip_fairchem  # noqa: F401
 from escaip_fairchem.plugin.trainer import EScAIPForcesTrainer
 
 SIZES = ((1, 2), (2, 2), (1, 3), (2, 3))
