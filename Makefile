@@ -5,8 +5,8 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Tests run side by side on all cores, each with one thread. Tests that share a trained model stay together.
-PYTEST_FLAGS ?= -n auto --dist loadgroup
+# Files of tests run side by side on all cores, each with one thread; tests of one file may share a trained model.
+PYTEST_FLAGS ?= -n auto --dist loadfile
 DEMO_FLAGS ?= --overwrite
 
 .DEFAULT_GOAL := help

@@ -16,7 +16,6 @@ ESCAIP = ["-m", "escaip_fairchem.cli.main"]
 
 @pytest.mark.end_to_end
 @pytest.mark.slow
-@pytest.mark.xdist_group("demo")
 def test_a_quick_demo_runs_every_step_and_measures_it(tmp_path: Path):
     process = run(ESCAIP, "demo", "--quick", "--out", "out", cwd=tmp_path)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-3000:]

@@ -15,12 +15,7 @@ from escaip_fairchem.evaluate.curves import read_curves
 from escaip_fairchem.evaluate.labels import read_labels
 from escaip_fairchem.evaluate.parity import join, read_predictions
 
-pytestmark = [
-    pytest.mark.end_to_end,
-    pytest.mark.slow,
-    pytest.mark.shared,
-    pytest.mark.xdist_group("end to end, shared"),
-]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.shared]
 
 ROOT = Path(__file__).parents[2]
 

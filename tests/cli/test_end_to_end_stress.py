@@ -21,7 +21,7 @@ from escaip_fairchem.data.options import ConvertOptions
 from escaip_fairchem.data.splits import SplitOptions
 from escaip_fairchem.evaluate.curves import read_curves
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.slow, pytest.mark.xdist_group("end to end, stress")]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
 BACKBONE = {
     "model": "escaip_fairchem.EScAIPBackbone",

@@ -63,7 +63,7 @@ def test_equal_figures_are_equal_files(tmp_path: Path):
 
 def test_a_command_that_fails_shows_its_last_words(tmp_path: Path):
     shown: list[str] = []
-    with pytest.raises(EScAIPError, match=r"status 2.*nowhere\.yml") as caught:
+    with pytest.raises(EScAIPError, match=r"nowhere\.yml` ended with status 2") as caught:
         run_fairchem(["main", "--config-yml", "nowhere.yml"], tmp_path / "logs/x.log", show=shown.append)
     assert "no such configuration file" in str(caught.value)
     assert shown == ["$ fairchem main --config-yml nowhere.yml"]
