@@ -111,11 +111,11 @@ def test_optimizer_settings() -> None:
     model = TinyModel()
     optim = {"lr_initial": 0.1, "optimizer_params": {"weight_decay": 0.3, "betas": [0.8, 0.9]}}
     exempt, decayed = build_optimizer(model, optim).param_groups
-    assert (exempt["weight_decay"], decayed["weight_decay"], decayed["betas"]) == (0.0, 0.3, [0.8, 0.9])
+    assert (exempt["weight_decay"], decayed["weight_decay"], tuple(decayed["betas"])) == (0.0, 0.3, (0.8, 0.9))
     assert len(exempt["params"]) == 6
     assert len(build_optimizer(model, {"lr_initial": 0.1}).param_groups) == 1
     assert build_optimizer(model, {"lr_initial": 0.1, "weight_decay": 0.2}).param_groups[1]["weight_decay"] == 0.2
-    with pytest.raises(ConfigError, match="AdamWW.*AdamW"):
+    with pytest.raises(ConfigError, match=r"AdamWW.*AdamW"):
         build_optimizer(model, {"lr_initial": 0.1, "optimizer": "AdamWW"})
     with pytest.raises(ConfigError, match="momentums"):
         build_optimizer(model, {"lr_initial": 0.1, "optimizer_params": {"momentums": 1}})

@@ -161,8 +161,9 @@ def test_the_calculator_in_a_fresh_process_agrees_with_predict_and_writes_nothin
 
 
 _TWO_PROCESSES = """
-import json, os, sys, logging
+import json, os, sys
 sys.path.insert(0, sys.argv[1])
+import escaip_fairchem
 import torch.distributed as dist
 from trainer_cases import build, config
 from escaip_fairchem.errors import NonFiniteError, RunFolderError

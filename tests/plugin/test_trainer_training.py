@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,56 @@ SCHNET = {
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("data")
     return write_lmdb(folder / "train.lmdb", rattled_slabs(18, 0)), write_lmdb(folder / "val.lmdb", rattled_slabs(6, 1))
+
+
+ESCAIP = {
+    "name": "escaip_fairchem.EScAIP",
+    "hidden_size": 16,
+    "num_layers": 1,
+    "atten_num_heads": 2,
+    "max_radius": 4.0,
+    "max_neighbors": 6,
+    "edge_distance_expansion_size": 12,
+    "edge_distance_embedding_size": 8,
+    "node_direction_expansion_size": 4,
+    "node_direction_embedding_size": 4,
+    "atom_embedding_size": 4,
+    "otf_graph": True,
+}
+DIRECT = {"heads": {"energy": None, "forces": None}, "regress_forces": True, "direct_force": True}
+CONSERVATIVE = {"heads": {"energy_forces": {}}, "regress_forces": True, "direct_force": False}
+
+
+@pytest.mark.parametrize("heads", [DIRECT, CONSERVATIVE], ids=["direct", "conservative"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_escaip_trains_validates_and_resumes(
+    data: tuple[Path, Path], tmp_path: Path, heads: dict[str, Any], precision: str
+) -> None:
+    settings = config(*data, data[1], model={**ESCAIP, **heads}, optimizer__amp_dtype=precision)
+    settings["optimizer"].update(max_epochs=2, checkpoint_every=7)
+    settings["dataset"]["train"]["transforms"]["normalizer"] = {
+        "energy": {"mean": 3.0, "stdev": 0.5},
+        "forces": {"mean": 0, "stdev": 0.5},
+    }
+    whole = build(settings, tmp_path, timestamp_id="whole")
+    whole.train(disable_eval_tqdm=True)
+    losses = whole.logger.losses()
+    groups = whole.optimizer.param_groups
+    assert all(parameter.ndim > 1 for parameter in groups[1]["params"])
+    assert len(groups[0]["params"]) + len(groups[1]["params"]) == len(list(whole.model.parameters()))
+    trainer = build(settings, tmp_path, timestamp_id="part")
+    RecordingLogger.stop_at = 8
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(disable_eval_tqdm=True)
+    finally:
+        RecordingLogger.stop_at = None
+    trainer.close()
+    resumed = build(settings, tmp_path)
+    resumed.load_checkpoint(str(tmp_path / "checkpoints/part/checkpoint.pt"))
+    resumed.train(disable_eval_tqdm=True)
+    assert resumed.logger.losses() == {step: losses[step] for step in (8, 9, 10)}
+    assert sorted(resumed.logger.losses("val")) == [10]
 
 
 def test_the_trainer_is_registered_and_found_by_its_path() -> None:
@@ -75,15 +124,17 @@ def test_losses_and_metrics_are_fairchems(data: tuple[Path, Path], tmp_path: Pat
 
 
 def test_training_lowers_the_loss_of_a_stock_model_in_every_precision(data: tuple[Path, Path], tmp_path: Path) -> None:
-    """And half precision stays close to single precision, while loss and metrics are float32."""
+    """And half precision begins close to single precision, while losses and metrics are float32.
+
+    Later steps differ: fp16's loss scaling skips a few until the scale fits.
+    """
     curves = {}
     for precision in ("fp32", "bf16", "fp16"):
         settings = config(
             *data,
             model=SCHNET,
             optimizer__amp_dtype=precision,
-            optimizer__max_epochs=2,
-            logger="trainer_cases.RecordingLogger",
+            optimizer__max_epochs=4,
         )
         trainer = build(settings, tmp_path)
         batch = next(iter(trainer.train_loader))
@@ -93,10 +144,10 @@ def test_training_lowers_the_loss_of_a_stock_model_in_every_precision(data: tupl
         curves[precision] = [losses[step] for step in sorted(losses)]
         assert (trainer.scaler is not None) == (precision == "fp16")
     print(curves)
-    assert sum(curves["fp32"][-3:]) < sum(curves["fp32"][:3])
-    for precision in ("bf16", "fp16"):
-        assert curves[precision] != curves["fp32"]
-        assert curves[precision] == pytest.approx(curves["fp32"], rel=0.2)
+    for precision, curve in curves.items():
+        assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+        assert curve[0] == pytest.approx(curves["fp32"][0], rel=0.01)
+        assert (curve == curves["fp32"]) == (precision == "fp32")
 
 
 class Dtypes(TinyModel):
@@ -198,8 +249,7 @@ def test_a_label_that_is_not_finite_stops_with_its_sample(data: tuple[Path, Path
     for path in (tmp_path / "checkpoints/run").glob("checkpoint.pt"):
         assert all(value.isfinite().all() for value in torch.load(path, weights_only=True)["state_dict"].values())
     trainer = build(config(data[0], spoiled), tmp_path)
-    with pytest.raises(NonFiniteError, match=f"the label '{key}' is not finite for sid 'cu7'|'cu5'"):
-        trainer.val_loader = trainer.get_dataloader(trainer.val_dataset, trainer.val_sampler)
+    with pytest.raises(NonFiniteError, match=f"the label '{key}' is not finite for sid 'cu7', fid 1"):
         trainer.validate(disable_tqdm=True)
 
 
@@ -220,9 +270,8 @@ class Poisoned(TinyModel):
 
 
 @pytest.fixture
-def _poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer_cases, "Poisoned", Poisoned, raising=False)
-    yield
 
 
 @pytest.mark.usefixtures("_poisoned")
@@ -252,7 +301,7 @@ def test_missing_data_and_labels_are_named(data: tuple[Path, Path], tmp_path: Pa
         trainer.train(disable_eval_tqdm=True)
     settings = config(*data, dataset__train__key_mapping={"energy": "total"})
     trainer = build(settings, tmp_path)
-    with pytest.raises(DataError, match="the data has no 'energy'.*key_mapping"):
+    with pytest.raises(DataError, match=r"the data has no 'energy'.*key_mapping"):
         trainer.train(disable_eval_tqdm=True)
 
 

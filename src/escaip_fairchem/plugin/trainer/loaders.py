@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from fairchem.core.datasets import data_list_collater
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
 
 class RecordingBatchSampler(BatchSampler):
@@ -32,11 +33,11 @@ class RecordingBatchSampler(BatchSampler):
 
 
 class ForkSafeLoader(DataLoader[Any]):
-    """A loader whose workers never collect garbage that they inherited.
+    """A loader whose forked workers leave alone what they inherited.
 
-    Workers are forked. What was garbage in the parent at that moment (databases, graphs of gradients) is destroyed in the
-    worker when its garbage collector first runs, which crashes it every now and then: "killed by signal: Segmentation
-    fault". Frozen objects are left alone; the parent's are thawed at once.
+    LMDB environments must not be used in a process that did not open them, which fairchem's LMDB data sets do: a worker
+    then crashes now and then ("killed by signal: Segmentation fault"). Workers open their own (`reopen_databases`), and
+    never destroy the inherited ones: these are frozen for the garbage collector, and thawed at once in the parent.
     """
 
     def __iter__(self) -> Any:
@@ -45,6 +46,30 @@ class ForkSafeLoader(DataLoader[Any]):
             return super().__iter__()
         finally:
             gc.unfreeze()
+
+
+_inherited: list[Any] = []
+"""In a worker: environments of the parent, kept so that nothing closes them."""
+
+
+def reopen_databases(worker: int) -> None:
+    """Open a worker's own LMDB environments.
+
+    Args:
+        worker: Its number, as the loader passes it.
+    """
+    info = get_worker_info()
+    dataset = None if info is None else info.dataset
+    while hasattr(dataset, "dataset"):  # subsets and concatenations of one
+        dataset = dataset.dataset
+    if not hasattr(dataset, "connect_db"):
+        return
+    if "env" in vars(dataset):
+        _inherited.append(dataset.env)
+        dataset.env = dataset.connect_db(Path(dataset.env.path()))
+    if "envs" in vars(dataset):
+        _inherited.extend(dataset.envs)
+        dataset.envs = [dataset.connect_db(Path(environment.path())) for environment in dataset.envs]
 
 
 class Collater:
@@ -81,6 +106,7 @@ def build_loader(
         batch_sampler=RecordingBatchSampler(sampler),
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=reopen_databases,
         pin_memory=device.type == "cuda",
         # Starting an iterator draws a number; from the global generator it would shift dropout after a resume.
         generator=torch.Generator(),
