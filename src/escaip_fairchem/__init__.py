@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         EScAIPConservativeHead,
         EScAIPDirectForceHead,
         EScAIPEnergyHead,
+        EScAIPGradientEnergyForceHead,
         EScAIPRank2Head,
     )
     from escaip_fairchem.plugin.original import import_original
@@ -33,6 +34,7 @@ __all__ = [
     "EScAIPDirectForceHead",
     "EScAIPEnergyHead",
     "EScAIPForcesTrainer",
+    "EScAIPGradientEnergyForceHead",
     "EScAIPRank2Head",
     "OCPCalculator",
     "import_original",
@@ -45,6 +47,7 @@ _HOMES = {
     "EScAIPDirectForceHead": "plugin.models",
     "EScAIPEnergyHead": "plugin.models",
     "EScAIPForcesTrainer": "plugin.trainer",
+    "EScAIPGradientEnergyForceHead": "plugin.models",
     "EScAIPRank2Head": "plugin.models",
     "OCPCalculator": "plugin.calculator",
     "import_original": "plugin.original",

@@ -59,7 +59,7 @@ def reopen_databases(worker: int) -> None:
         worker: Its number, as the loader passes it.
     """
     info = get_worker_info()
-    dataset = None if info is None else info.dataset
+    dataset: Any = None if info is None else info.dataset
     while hasattr(dataset, "dataset"):  # subsets and concatenations of one
         dataset = dataset.dataset
     if not hasattr(dataset, "connect_db"):

@@ -1,0 +1,72 @@
+"""EScAIP's backbone as a part of fairchem's ``hydra``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import BackboneInterface, GraphModelMixin
+from torch import nn
+
+from escaip_fairchem.nn import Backbone, BackboneConfig, build_graph, make_differentiable, parse_config
+from escaip_fairchem.nn.config import drop_obsolete_keys
+from escaip_fairchem.nn.initialization import parameters_without_decay
+from escaip_fairchem.nn.precision import full_precision
+from escaip_fairchem.plugin.batches import errors_name_samples, neighborhoods_of_batch, systems_from_batch
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+Embedding = dict[str, Any]
+
+
+@registry.register_model("escaip_backbone")
+class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
+    """The backbone, for fairchem's ``hydra``.
+
+    Args:
+        settings: The keys of :class:`escaip_fairchem.nn.BackboneConfig`; the original's obsolete ones are
+            accepted with a warning.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value cannot be used.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.config = parse_config(BackboneConfig, drop_obsolete_keys(settings, "backbone"), "backbone")
+        self.has_edge_stream = self.config.regress_forces and self.config.direct_force
+        self.network = Backbone(self.config, has_edge_stream=self.has_edge_stream)
+        self.otf_graph = self.config.otf_graph
+        self.use_pbc = self.config.use_pbc
+        self.cutoff = self.config.max_radius
+        self.max_neighbors = self.config.max_neighbors
+
+    def forward(self, data: Batch) -> Embedding:
+        """Compute what the heads read.
+
+        Returns:
+            ``features`` (:class:`escaip_fairchem.nn.Features`), ``graph`` (:class:`escaip_fairchem.nn.Graph`), and for
+            conservative models ``strained``, the leaves of the differentiation.
+        """
+        dtype = next(self.parameters()).dtype
+        # A conservative model needs gradients also where fairchem has switched them off (validation, prediction).
+        with (
+            errors_name_samples(data),
+            torch.set_grad_enabled(torch.is_grad_enabled() or self.config.is_conservative),
+        ):
+            with full_precision(data.pos.device):
+                systems = systems_from_batch(data, use_pbc=self.config.use_pbc, dtype=dtype)
+                systems.check_elements(self.config.max_num_elements)
+                neighborhoods = neighborhoods_of_batch(
+                    data, systems, cutoff=self.cutoff, max_neighbors=self.max_neighbors, on_the_fly=self.otf_graph
+                )
+                strained = make_differentiable(systems) if self.config.is_conservative else None
+                graph = build_graph(systems if strained is None else strained.systems, neighborhoods)
+            return {"features": self.network(graph), "graph": graph, "strained": strained}
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> list[str]:
+        """Names of the parameters that the optimizer must not decay."""
+        return parameters_without_decay(self)
