@@ -22,6 +22,7 @@ from escaip_fairchem.errors import CheckpointError, ConfigError, NonFiniteError
 from escaip_fairchem.plugin.trainer.amp import Precision, at_least_float32
 from escaip_fairchem.plugin.trainer.ema import WeightSwap, adopt_average, check_average
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, require_finite_weights, unfinished_structures
+from escaip_fairchem.plugin.trainer.loaders import build_loader, loaded_rows, original_order
 from escaip_fairchem.plugin.trainer.metrics import (
     CheckedEvaluator,
     choose_primary,
@@ -246,6 +247,51 @@ def test_an_average_of_another_model_is_refused() -> None:
     adopt_average(model.parameters(), [torch.ones(3, 2), torch.ones(3)])
     assert model.weight.eq(1).all()
     assert model.bias.eq(1).all()
+
+
+# Loaders --------------------------------------------------------------------------------------------------------------
+
+
+class Environment:
+    """Knows which process opened it."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+    def path(self) -> str:
+        return "somewhere"
+
+
+class Database(torch.utils.data.Dataset):
+    """The part of fairchem's LMDB data sets that matters to workers."""
+
+    def __init__(self) -> None:
+        self.env, self.envs = Environment(), [Environment()]
+
+    def connect_db(self, path: Any) -> Environment:
+        assert str(path) == "somewhere"
+        return Environment()
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, row: int) -> tuple[int, int, int]:
+        return os.getpid(), self.env.pid, self.envs[0].pid
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_process_reads_through_databases_that_it_opened(workers: int) -> None:
+    dataset = torch.utils.data.Subset(Database(), [3, 1, 0])
+    sampler = torch.utils.data.BatchSampler(range(3), batch_size=2, drop_last=False)
+    loader = build_loader(dataset, sampler, collate=list, workers=workers, device=CPU)
+    state = torch.get_rng_state()
+    samples = [sample for batch in loader for sample in batch]
+    assert len(samples) == 3
+    assert all(len(set(sample)) == 1 for sample in samples)
+    assert (samples[0][0] == os.getpid()) == (workers == 0)
+    assert torch.equal(torch.get_rng_state(), state)  # a new pass draws nothing from the global generator
+    assert loaded_rows(loader) == [[0, 1], [2]]
+    assert original_order(dataset, [0, 1, 2]) == [3, 1, 0]
 
 
 # Random numbers and signals -------------------------------------------------------------------------------------------
