@@ -46,7 +46,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  exit 1; \
 	fi; \
 	echo "making $(VENV) with $$("$$python" --version)"; \
-	"$$python" -m venv --clear $(VENV)
+	"$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
 	CC=false CXX=false $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[dev]"
 	@touch $@
