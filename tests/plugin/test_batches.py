@@ -12,9 +12,9 @@ from escaip_fairchem.errors import DataError
 from escaip_fairchem.plugin.batches import (
     errors_name_samples,
     neighborhoods_of_batch,
-    structure_name,
     systems_from_batch,
 )
+from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.testing import batch, structures
 
 
@@ -100,14 +100,13 @@ def test_without_stored_edges_a_warning_says_that_they_are_searched():
 
 def test_structures_are_named_by_what_the_batch_knows():
     data = batch_of(ZOO)
-    assert structure_name(data, 2) == "sample 's2' (frame 12)"
+    assert SampleNames.of(data).name(2) == "sid 's2', fid 12"
     del data.fid
-    assert structure_name(data, 2) == "sample 's2'"
+    assert SampleNames.of(data).name(2) == "sid 's2'"
     data.sid = torch.tensor([7, 8, 9, 10, 11])
-    assert structure_name(data, 2) == "sample '9'"
-    assert structure_name(data, 5) == "structure 5 of the batch"
+    assert SampleNames.of(data).name(2) == "sid '9'"
     del data.sid
-    assert structure_name(data, 2) == "structure 2 of the batch"
+    assert SampleNames.of(data).name(2) is None
 
 
 def test_errors_without_a_structure_and_other_errors_pass_unchanged():
@@ -119,9 +118,9 @@ def test_errors_without_a_structure_and_other_errors_pass_unchanged():
 
 
 BROKEN = {
-    "element": ("atomic_numbers", 94.0, r"sample 's1' \(frame 11\): structure 1 of the batch: atomic number 94 needs"),
-    "negative element": ("atomic_numbers", -1.0, r"sample 's1' .*atomic number -1 is no atomic number"),
-    "position": ("pos", float("nan"), r"sample 's1' \(frame 11\): .* atom 1 is at \[nan"),
+    "element": ("atomic_numbers", 94.0, r"sid 's1', fid 11: structure 1 of the batch: atomic number 94 needs"),
+    "negative element": ("atomic_numbers", -1.0, r"sid 's1', .*atomic number -1 is no atomic number"),
+    "position": ("pos", float("nan"), r"sid 's1', fid 11: .* atom 1 is at \[nan"),
 }
 
 

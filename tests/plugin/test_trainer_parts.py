@@ -19,6 +19,7 @@ from trainer_cases import TinyModel
 
 import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, ConfigError, NonFiniteError
+from escaip_fairchem.plugin.samples import SampleNames, describe_sample
 from escaip_fairchem.plugin.trainer.amp import Precision, at_least_float32
 from escaip_fairchem.plugin.trainer.ema import WeightSwap, adopt_average, check_average
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, require_finite_weights, unfinished_structures
@@ -36,7 +37,6 @@ from escaip_fairchem.plugin.trainer.optimizer import build_optimizer, decay_grou
 from escaip_fairchem.plugin.trainer.outputs import read_outputs
 from escaip_fairchem.plugin.trainer.progress import Progress, format_line
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals, restore_random_state
-from escaip_fairchem.plugin.trainer.samples import SampleNames, describe_sample
 from escaip_fairchem.plugin.trainer.schedule import build_schedule, cosine_factor
 from escaip_fairchem.plugin.trainer.settings import complete_settings
 

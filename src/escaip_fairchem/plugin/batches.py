@@ -12,6 +12,7 @@ from torch import Tensor
 
 from escaip_fairchem.errors import DataError
 from escaip_fairchem.nn import Neighborhoods, Systems, find_neighbors, neighborhoods_from_edges
+from escaip_fairchem.plugin.samples import SampleNames
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -88,19 +89,6 @@ def neighborhoods_of_batch(
     )
 
 
-def structure_name(batch: Batch, row: int) -> str:
-    """Name a structure of a batch by its sample id where it has one, e.g. ``sample '42' (frame 7)``."""
-    sid, fid = batch.get("sid"), batch.get("fid")
-    if sid is None or len(sid) <= row:
-        return f"structure {row} of the batch"
-    name = f"sample {_plain(sid[row])!r}"
-    return name if fid is None else f"{name} (frame {_plain(fid[row])})"
-
-
-def _plain(value: object) -> str:
-    return str(value.item() if isinstance(value, Tensor) else value)
-
-
 @contextmanager
 def errors_name_samples(batch: Batch) -> Iterator[None]:
     """Let errors that know a structure by its row in the batch also say its sample id."""
@@ -108,6 +96,7 @@ def errors_name_samples(batch: Batch) -> Iterator[None]:
         yield
     except DataError as error:
         row = getattr(error, "structure", None)
-        if row is None or batch.get("sid") is None:
+        name = None if row is None else SampleNames.of(batch).name(row)
+        if name is None:
             raise
-        raise DataError(f"{structure_name(batch, row)}: {error}") from error
+        raise DataError(f"{name}: {error}") from error

@@ -15,6 +15,7 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
 from escaip_fairchem.plugin.trainer.distributed import sum_over_ranks
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, unfinished_structures
@@ -30,7 +31,6 @@ from escaip_fairchem.plugin.trainer.predict import (
     write_arrays,
 )
 from escaip_fairchem.plugin.trainer.progress import format_line
-from escaip_fairchem.plugin.trainer.samples import SampleNames
 from escaip_fairchem.plugin.trainer.window import LossWindow
 
 Metrics = dict[str, dict[str, float]]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.errors import NonFiniteError
+from escaip_fairchem.plugin.samples import SHOWN, SampleNames
 from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, sum_over_ranks
-from escaip_fairchem.plugin.trainer.samples import SHOWN, SampleNames
 
 WINDOW = 256
 """Steps after which the flags are read even if nobody asked."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from escaip_fairchem.errors import NonFiniteError
 from escaip_fairchem.plugin.checkpoints import atomic_file
+from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.finite import unfinished_structures
-from escaip_fairchem.plugin.trainer.samples import SampleNames
 
 Rows = list[Any]
 

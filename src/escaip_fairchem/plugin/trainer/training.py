@@ -10,10 +10,10 @@ from fairchem.core.common import distutils
 from torch import Tensor
 
 from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.loaders import seed_loader
 from escaip_fairchem.plugin.trainer.progress import Progress
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals
-from escaip_fairchem.plugin.trainer.samples import SampleNames
 
 if TYPE_CHECKING:
     from escaip_fairchem.plugin.trainer.trainer import EScAIPForcesTrainer

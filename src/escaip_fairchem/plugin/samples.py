@@ -43,13 +43,18 @@ class SampleNames:
         parts = [_text(ids[row]) for ids in (self.sid, self.fid) if ids is not None]
         return "_".join(parts) if self.sid is not None else str(row)
 
+    def name(self, row: int) -> str | None:
+        """Ids of a structure for a message, e.g. ``sid 'random42', fid 7``; None where it has none."""
+        if self.sid is None:
+            return None
+        frame = "" if self.fid is None else f", fid {_text(self.fid[row])}"
+        return f"sid {_text(self.sid[row])!r}{frame}"
+
     def describe(self, row: int) -> str:
         """Name a structure for a message, e.g. ``sid 'random42', fid 7 (structure 3 of the batch)``."""
         place = f"structure {row} of the batch"
-        if self.sid is None:
-            return f"{place}, which has no sid"
-        frame = "" if self.fid is None else f", fid {_text(self.fid[row])}"
-        return f"sid {_text(self.sid[row])!r}{frame} ({place})"
+        name = self.name(row)
+        return f"{place}, which has no sid" if name is None else f"{name} ({place})"
 
     def listed(self, rows: Sequence[int] | None = None) -> str:
         """Name several structures, all of the batch if none are given."""
