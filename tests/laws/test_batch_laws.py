@@ -9,13 +9,16 @@ import torch
 
 from escaip_fairchem.testing import (
     KINDS,
+    Predictor,
     batch,
     check_alone_equals_batched,
     check_atom_permutation,
     check_no_cross_talk,
     check_padding,
     check_structure_permutation,
+    relative_error,
     structures,
+    tiny_config,
     tiny_predictor,
 )
 
@@ -87,3 +90,25 @@ def test_the_laws_hold_for_every_norm_and_basis(normalization, basis):
     predictor = tiny_predictor("conservative", normalization=normalization, distance_function=basis)
     check_alone_equals_batched(predictor, ZOO)
     check_padding(predictor, ZOO, 2)
+
+
+def test_the_checks_notice_a_model_that_lets_structures_mix():
+    class Mixing(Predictor):
+        def forward(self, systems, *, neighborhoods=None):
+            outputs = super().forward(systems, neighborhoods=neighborhoods)
+            return {**outputs, "energy": outputs["energy"] + 1e-9 * systems.positions_N3.sum()}
+
+    mixing = Mixing(tiny_config(), "energy").double().eval()
+    apart = [structures.disordered(1), structures.molecule()]
+    with pytest.raises(AssertionError, match="energy of structure 0: gradient 1e-09 with respect to other structures"):
+        check_no_cross_talk(mixing, apart)
+    with pytest.raises(AssertionError, match="energy, batched against alone"):
+        check_alone_equals_batched(mixing, apart)
+
+
+def test_errors_that_are_no_numbers_count_as_infinite():
+    zeros = torch.zeros(3)
+    assert relative_error(zeros[:2], zeros) == float("inf")
+    assert relative_error(torch.full((3,), float("nan")), zeros) == float("inf")
+    assert relative_error(zeros, zeros) == 0.0
+    assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([4.0, 4.0])) == pytest.approx(0.25)

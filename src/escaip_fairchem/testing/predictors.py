@@ -25,6 +25,7 @@ from escaip_fairchem.nn import (
     make_differentiable,
     stress_from_virial,
 )
+from escaip_fairchem.nn.precision import full_precision
 
 KINDS = ("direct", "conservative", "energy", "original rank-2", "equivariant rank-2")
 """The kinds of models that the network is made into."""
@@ -128,7 +129,7 @@ class Predictor(nn.Module):
 
 
 def _graph_in_full_precision(systems: Systems, neighborhoods: Neighborhoods) -> Graph:
-    with torch.autocast(systems.positions_N3.device.type, enabled=False):
+    with full_precision(systems.positions_N3.device):
         return build_graph(systems, neighborhoods)
 
 
