@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 
 from escaip_fairchem.errors import EScAIPError
@@ -23,6 +24,8 @@ def run_reporting(command: str, function: Callable[[], int | None], *, debug: bo
     Returns:
         The exit status: 2 for an error that is the user's to put right, 130 for Ctrl-C.
     """
+    # Three of fairchem's modules load tables of their own in a way that torch 2.4 and 2.5 find worth a page of text.
+    warnings.filterwarnings("ignore", message="You are using `torch.load` with `weights_only=False`")
     try:
         return function() or 0
     except EScAIPError as error:
