@@ -100,7 +100,7 @@ def test_the_checks_notice_a_model_that_lets_structures_mix():
 
     mixing = Mixing(tiny_config(), "energy").double().eval()
     apart = [structures.disordered(1), structures.molecule()]
-    with pytest.raises(AssertionError, match="energy of structure 0: gradient 1e-09 with respect to other structures"):
+    with pytest.raises(AssertionError, match="energy of structure 0: gradient .* with respect to other structures"):
         check_no_cross_talk(mixing, apart)
     with pytest.raises(AssertionError, match="energy, batched against alone"):
         check_alone_equals_batched(mixing, apart)
