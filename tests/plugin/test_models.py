@@ -13,7 +13,7 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin, HeadIn
 from model_cases import FLAGS_OF_KIND, HEADS_OF_KIND, TINY, ZOO, batch_of, model_of
 
 import escaip_fairchem
-from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.nn.config import OBSOLETE_KEYS
 from escaip_fairchem.plugin import models
 from escaip_fairchem.plugin.models import EScAIP, EScAIPEnergyHead, backbone_section, heads_section
@@ -353,3 +353,19 @@ def test_fresh_models_predict_energies_near_zero():
     assert model(batch_of(ZOO))["energy"].abs().max() < 0.1
     randomize(model)
     assert model(batch_of(ZOO))["energy"].abs().max() > 0.1
+
+
+def test_fused_attention_gives_way_in_conservative_models_with_a_warning():
+    with pytest.warns(UserWarning, match="atten_name: 'memory_efficient' has no second derivative"):
+        fused = EScAIP(**TINY, direct_force=False, atten_name="memory_efficient")
+    assert fused.backbone.config.atten_name == "math"
+
+
+def test_molecules_need_no_cell():
+    data = batch_of([structures.molecule(), structures.isolated(8)])
+    expected = model_of(use_pbc=False)(data)["energy"]
+    del data.cell
+    assert torch.equal(model_of(use_pbc=False)(data)["energy"], expected)
+    del data.pbc
+    with pytest.raises(DataError, match="holds no cell"):
+        model_of()(data)

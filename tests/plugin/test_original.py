@@ -14,7 +14,7 @@ from torch_geometric.data import Batch, Data
 from escaip_fairchem.errors import CheckpointError, ConfigError
 from escaip_fairchem.nn.activations import ACTIVATIONS
 from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
-from escaip_fairchem.plugin.original import convert_section
+from escaip_fairchem.plugin.original import convert_section, load_original
 from escaip_fairchem.testing.tolerances import TOLERANCES, root_mean_square
 
 CASES = ("direct", "gradient", "stress")
@@ -235,3 +235,12 @@ def test_the_original_s_numbers_are_kept_where_ours_would_differ():
     assert convert_section(section_of("original rank-2"))["heads"]["stress"]["equivariant"] is False
     assert set(HEADS_OF_KIND["original rank-2"]) == set(ORIGINAL_HEADS["original rank-2"])
     round_trip("original rank-2")
+
+
+def test_the_scale_of_angles_is_left_out_where_angles_are_not_used():
+    model = model_of("direct", use_angle_embedding=False)
+    state_dict = original_names(model.state_dict())
+    name = "backbone.transformer_blocks.0.graph_attention.attn_scalar"
+    report = load_original(model, {**state_dict, name: torch.ones(())})
+    assert report.without_effect == [name]
+    assert not report.unknown

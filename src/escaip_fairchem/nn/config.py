@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from escaip_fairchem.errors import ConfigError, nearest
 from escaip_fairchem.nn.activations import ACTIVATIONS
-from escaip_fairchem.nn.attention import ATTENTION_FUNCTIONS
+from escaip_fairchem.nn.attention import ATTENTION_FUNCTIONS, plain_attention
 from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
 from escaip_fairchem.nn.heads import ENERGY_REDUCTIONS
 from escaip_fairchem.nn.normalization import NORMALIZATIONS
@@ -125,7 +125,7 @@ class BackboneConfig:
                 "node_direction_expansion_size: must be between 1 and 12 (l = 0 .. 11), "
                 f"got {self.node_direction_expansion_size}"
             )
-        if self.is_conservative and ATTENTION_FUNCTIONS[self.atten_name] is not ATTENTION_FUNCTIONS["math"]:
+        if self.is_conservative and ATTENTION_FUNCTIONS[self.atten_name] is not plain_attention:
             raise ConfigError(
                 f"atten_name: {self.atten_name!r} has no second derivative, which training on conservative forces "
                 "needs; use 'math', or direct_force: true"
@@ -189,6 +189,21 @@ def drop_obsolete_keys(section: Mapping[str, Any], where: str) -> dict[str, Any]
         else:
             kept[key] = value
     return kept
+
+
+def with_differentiable_attention(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a conservative model attend in the plain way, with a warning where its section names a fused one.
+
+    The fused implementations compute the same, but have no second derivative; the original's sections name them for
+    conservative models too.
+    """
+    regress = section.get("regress_forces", BackboneConfig.regress_forces)
+    is_conservative = regress and not section.get("direct_force", BackboneConfig.direct_force)
+    name = section.get("atten_name", BackboneConfig.atten_name)
+    if not is_conservative or name not in ATTENTION_FUNCTIONS or ATTENTION_FUNCTIONS[name] is plain_attention:
+        return dict(section)
+    warnings.warn(f"atten_name: {name!r} has no second derivative; a conservative model uses 'math'", stacklevel=2)
+    return {**section, "atten_name": "math"}
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:

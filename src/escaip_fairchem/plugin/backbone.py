@@ -10,7 +10,7 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
 from escaip_fairchem.nn import Backbone, BackboneConfig, build_graph, make_differentiable, parse_config
-from escaip_fairchem.nn.config import drop_obsolete_keys
+from escaip_fairchem.nn.config import drop_obsolete_keys, with_differentiable_attention
 from escaip_fairchem.nn.initialization import parameters_without_decay
 from escaip_fairchem.nn.precision import full_precision
 from escaip_fairchem.plugin.batches import errors_name_samples, neighborhoods_of_batch, systems_from_batch
@@ -35,7 +35,8 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.config = parse_config(BackboneConfig, drop_obsolete_keys(settings, "backbone"), "backbone")
+        section = with_differentiable_attention(drop_obsolete_keys(settings, "backbone"))
+        self.config = parse_config(BackboneConfig, section, "backbone")
         self.has_edge_stream = self.config.regress_forces and self.config.direct_force
         self.network = Backbone(self.config, has_edge_stream=self.has_edge_stream)
         self.otf_graph = self.config.otf_graph

@@ -28,20 +28,31 @@ def systems_from_batch(batch: Batch, *, use_pbc: bool, dtype: torch.dtype) -> Sy
         dtype: Floating-point type of the network.
 
     Raises:
-        DataError: Sizes contradict each other.
+        DataError: Sizes contradict each other, or periodic structures have no cell.
     """
     natoms_B = torch.as_tensor(batch.natoms, device=batch.pos.device).reshape(-1)
     count = natoms_B.numel()
     structure_N = torch.repeat_interleave(torch.arange(count, device=batch.pos.device), natoms_B)
     if structure_N.numel() != batch.pos.shape[0]:
         raise DataError(f"batch: natoms add up to {structure_N.numel()}, but there are {batch.pos.shape[0]} positions")
+    pbc_B3 = _periodicity(batch, count, use_pbc)
     return Systems(
         positions_N3=batch.pos.to(dtype),
-        cell_B33=batch.cell.reshape(-1, 3, 3).to(dtype),
-        pbc_B3=_periodicity(batch, count, use_pbc),
+        cell_B33=_cells(batch, pbc_B3).to(dtype),
+        pbc_B3=pbc_B3,
         numbers_N=batch.atomic_numbers.long(),
         structure_N=structure_N,
     )
+
+
+def _cells(batch: Batch, pbc_B3: Tensor) -> Tensor:
+    """Lattice vectors of every structure, shape (B, 3, 3), Å; zero for molecules that were stored without."""
+    cell: Tensor | None = batch.get("cell")
+    if cell is not None:
+        return cell.reshape(-1, 3, 3)
+    if bool(pbc_B3.any()):
+        raise DataError("batch: holds no cell for periodic structures; store cells, or pbc that is false")
+    return torch.zeros(len(pbc_B3), 3, 3, dtype=batch.pos.dtype, device=batch.pos.device)
 
 
 def _periodicity(batch: Batch, count: int, use_pbc: bool) -> Tensor:

@@ -83,7 +83,7 @@ class ImportReport:
     Attributes:
         placed: Original names by our names.
         without_effect: Original names whose tensors cannot influence the predictions (the edge stream of conservative
-            models) or follow from the settings.
+            models, the scale of angles that are not used) or follow from the settings.
         unknown: Original names that have no place here.
         missing: Our names that found no tensor.
     """
@@ -212,11 +212,15 @@ def is_derived(name: str) -> bool:
 
 
 def _has_no_effect(name: str, original_name: str, model: nn.Module) -> bool:
-    """Whether a tensor follows from the settings, or belongs to the edge stream of a model that has none."""
+    """Whether a tensor follows from the settings, or belongs to an edge stream or to angles that the model lacks."""
     if is_derived(original_name):
         return True
     backbone = getattr(model, "backbone", None)
-    if backbone is None or backbone.has_edge_stream:
+    if backbone is None:
+        return False
+    if name.endswith(".attention.angle_scale") and not backbone.config.use_angle_embedding:
+        return True
+    if backbone.has_edge_stream:
         return False
     is_edge_part = re.search(
         r"^backbone\.network\.(edge_projection\.|input_block\.edge_norm\.|blocks\.\d+\.edge_(ffn|norm)\.|readouts\.\d+\.edge\.)",
