@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--epochs {arguments.epochs}: must be at least 1")
     config = locate_config(CONFIG)
     prepare_folder(arguments.out, overwrite=arguments.overwrite)
+    # One thread, here and in the processes that are started: tensors are small, threads that share busy cores wait for
+    # each other most of the time, and results do not depend on the number of cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # These import torch and fairchem.
     from escaip_fairchem.evaluate.demo import Demo, full_plan, quick_plan
     from escaip_fairchem.evaluate.tables import as_markdown, save_table
