@@ -39,7 +39,7 @@ TINY = (
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a demonstration set in ``data``."""
     folder = tmp_path_factory.mktemp("project")
-    write_demo(folder / "data", DemoOptions(train=24, val=6, test=7, formats=("lmdb",)))
+    write_demo(folder / "data", DemoOptions(train=24, val=6, test=7, formats=("lmdb", "aselmdb")))
     return folder
 
 
@@ -97,9 +97,14 @@ def test_a_training_in_two_parts_is_the_same_training(folder: Path, trained: Pat
 
 @pytest.fixture(scope="module")
 def predictions(folder: Path, trained: Path) -> Path:
-    """Predictions of the test set, one by one, by fairchem's own form of the command; returns the file."""
+    """Predictions of the test set, one by one, by fairchem's own form of the command; returns the file.
+
+    From the other format, whose reader wraps positions into the cell as the calculators do.
+    """
     mode = ["--mode", "predict", "--checkpoint", str(trained)]
-    fairchem(folder, mode, "optim.eval_batch_size=1", name="predicted", prefix="--")
+    labels = "dataset.test.a2g_args={'r_energy': True, 'r_forces': True}"
+    overrides = ["optim.eval_batch_size=1", "dataset.test.format=ase_db", "dataset.test.key_mapping={}", labels]
+    fairchem(folder, mode, *overrides, "dataset.test.src=data/aselmdb/test", name="predicted", prefix="--")
     return folder / "predicted/results/run/ocp_predictions.npz"
 
 
@@ -111,7 +116,7 @@ def test_validation_repeats_the_last_one_of_the_training(folder: Path, trained: 
 
 
 def test_predictions_hold_every_atom_in_float32(folder: Path, predictions: Path):
-    labels = read_labels(folder / "data/lmdb/test")
+    labels = read_labels(folder / "data/aselmdb/test")
     parity = join(labels, read_predictions(predictions))
     assert len(parity.energy_predicted) == 7
     assert len(set(parity.energy_predicted)) == 7
@@ -123,11 +128,10 @@ def test_predictions_hold_every_atom_in_float32(folder: Path, predictions: Path)
 CALCULATE = """
 import sys
 from pathlib import Path
+import ase.db
 import numpy as np
 from escaip_fairchem import OCPCalculator
 from fairchem.core import OCPCalculator as Upstream
-import pickle, lmdb
-from ase import Atoms
 
 assert OCPCalculator is not Upstream
 source, out, *checkpoints = sys.argv[1:]
@@ -135,20 +139,12 @@ results = {}
 kinds = {"ours": OCPCalculator, "upstream": Upstream}
 for name, checkpoint in ((name, checkpoint) for name in kinds for checkpoint in checkpoints):
     calculator = kinds[name](checkpoint_path=checkpoint, cpu=True)
-    with lmdb.open(source, subdir=False, readonly=True, lock=False) as database, database.begin() as transaction:
-        for row in range(pickle.loads(transaction.get(b"length"))):
-            data = pickle.loads(transaction.get(str(row).encode()))
-            atoms = Atoms(
-                numbers=data.atomic_numbers.int().numpy(),
-                positions=data.pos.numpy(),
-                cell=data.cell[0].numpy(),
-                pbc=data.pbc.numpy(),
-                tags=data.tags.numpy(),
-            )
-            atoms.calc = calculator
-            key = f"{name}/{Path(checkpoint).name}/{data.sid}_{data.fid}"
-            results[f"{key}/energy"] = atoms.get_potential_energy()
-            results[f"{key}/forces"] = atoms.get_forces()
+    for row in ase.db.connect(source, type="aselmdb", readonly=True).select():
+        atoms = row.toatoms()
+        atoms.calc = calculator
+        key = f"{name}/{Path(checkpoint).name}/{row.data['sid']}_{row.data['fid']}"
+        results[f"{key}/energy"] = atoms.get_potential_energy()
+        results[f"{key}/forces"] = atoms.get_forces(apply_constraint=False)
 np.savez(out, **results)
 """
 
@@ -156,7 +152,12 @@ np.savez(out, **results)
 def test_both_calculators_agree_with_the_predictions(folder: Path, trained: Path, predictions: Path):
     """In a new process. Both files predict with the averaged weights."""
     best = trained.with_name("best_checkpoint.pt")
-    arguments = [str(folder / "data/lmdb/test/data.0000.lmdb"), str(folder / "calculated.npz"), str(trained), str(best)]
+    arguments = [
+        str(folder / "data/aselmdb/test/data.0000.aselmdb"),
+        str(folder / "calculated.npz"),
+        str(trained),
+        str(best),
+    ]
     process = run(["-c", CALCULATE], *arguments, cwd=folder)
     assert process.returncode == 0, process.stderr
     expected = read_predictions(predictions)
@@ -171,7 +172,7 @@ def test_both_calculators_agree_with_the_predictions(folder: Path, trained: Path
 
 
 def test_predictions_hardly_depend_on_the_batch(folder: Path, predictions: Path):
-    """Those that training left, in batches of three, beside those of structures alone: float32 rounding."""
+    """Training's own, in batches of three and not wrapped, beside those of structures alone: float32 rounding."""
     alone, batched = (
         read_predictions(path)
         for path in (predictions, folder / "whole" / predictions.relative_to(folder / "predicted"))
