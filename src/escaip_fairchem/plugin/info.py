@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.common.utils import load_config
+from fairchem.core.common.utils import load_config, setup_imports
 from torch import nn
 
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.nn.costs import Costs, count_costs
-from escaip_fairchem.plugin.models import EScAIPBackbone
+from escaip_fairchem.plugin.models import EScAIP, EScAIPBackbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +63,27 @@ def inspect_config(path: Path) -> ModelInfo:
         ConfigError: The configuration or its model section cannot be used.
     """
     config = read_config(path)
-    model = build_without_data(config["model"])
+    model = build_model(config["model"], path)
     backbone = getattr(model, "backbone", None)
-    costs = count_costs(backbone.network, backbone.config) if isinstance(backbone, EScAIPBackbone) else None
+    costs = count_costs(backbone.network.to("meta"), backbone.config) if isinstance(backbone, EScAIPBackbone) else None
     return ModelInfo(config=config, parameters=parameters_by_part(model), costs=costs)
 
 
-def build_without_data(section: Mapping[str, Any]) -> nn.Module:
-    """Build the model of a ``model:`` section on the ``meta`` device."""
+def build_model(section: Mapping[str, Any], path: Path) -> nn.Module:
+    """Build the model of a ``model:`` section: this package's without memory for its parameters, others as they are.
+
+    Raises:
+        ConfigError: No model has that name, or its settings cannot be used.
+    """
     settings = copy.deepcopy(dict(section))
-    model_class = registry.get_model_class(settings.pop("name"))
-    with torch.device("meta"), warnings.catch_warnings():
+    name = str(settings.pop("name"))
+    setup_imports()  # registers fairchem's own models
+    try:
+        model_class = registry.get_model_class(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: model.name: {error}") from error
+    device = "meta" if issubclass(model_class, EScAIP) else "cpu"
+    with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: nn.Module = model_class(**settings)
     return model
