@@ -25,8 +25,8 @@ spec.loader.exec_module(run_folder)
 lock = run_folder.RunFolderLock(sys.argv[1]); lock.acquire()
 child = os.fork()  # like a data-loader worker: it must not keep the lock after its parent
 if child == 0:
+    print(os.getpid(), flush=True)  # by now it has given the parent's lock up
     time.sleep(60); os._exit(0)
-print(child, flush=True)
 time.sleep(60)
 """
 
