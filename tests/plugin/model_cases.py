@@ -14,20 +14,8 @@ from torch_geometric.data import Batch
 
 from escaip_fairchem.nn.config import OBSOLETE_KEYS
 from escaip_fairchem.plugin.models import EScAIP
-from escaip_fairchem.testing import Structure, randomize, structures
+from escaip_fairchem.testing import TINY, Structure, randomize, structures
 
-TINY = {
-    "hidden_size": 16,
-    "num_layers": 2,
-    "atten_num_heads": 2,
-    "max_radius": 5.0,
-    "max_neighbors": 20,
-    "edge_distance_expansion_size": 24,
-    "edge_distance_embedding_size": 12,
-    "node_direction_expansion_size": 7,
-    "node_direction_embedding_size": 6,
-    "atom_embedding_size": 8,
-}
 ZOO = [
     structures.disordered(1),
     structures.molecule(),

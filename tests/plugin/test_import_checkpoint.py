@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 from ase.build import molecule
-from model_cases import HEADS_OF_KIND, TINY, model_of, original_names
+from model_cases import HEADS_OF_KIND, model_of, original_names
 
 from escaip_fairchem.cli import main as command
 from escaip_fairchem.errors import CheckpointError
 from escaip_fairchem.plugin.calculator import OCPCalculator
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.import_checkpoint import import_checkpoint
+from escaip_fairchem.testing import TINY
 
 MODULES = {
     "energy": "EScAIPEnergyHead",
@@ -30,7 +31,12 @@ def section_of(kind: str) -> dict[str, Any]:
     return {
         "name": "hydra",
         "pass_through_head_outputs": True,
-        "backbone": {"model": "src.EScAIP.EScAIPBackbone", **TINY, "regress_forces": True, "direct_force": direct},
+        "backbone": {
+            "model": "src.EScAIP.EScAIPBackbone",
+            **TINY,
+            "regress_forces": True,
+            "direct_force": direct,
+        },
         "heads": {name: {"module": f"src.EScAIP.{MODULES[name]}"} for name in names},
     }
 

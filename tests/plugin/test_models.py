@@ -10,14 +10,14 @@ import pytest
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin, HeadInterface, HydraModel
-from model_cases import FLAGS_OF_KIND, HEADS_OF_KIND, TINY, ZOO, batch_of, model_of
+from model_cases import FLAGS_OF_KIND, HEADS_OF_KIND, ZOO, batch_of, model_of
 
 import escaip_fairchem
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.nn.config import OBSOLETE_KEYS
 from escaip_fairchem.plugin import models
 from escaip_fairchem.plugin.models import EScAIP, EScAIPEnergyHead, backbone_section, heads_section
-from escaip_fairchem.testing import KINDS, randomize, relative_error, structures, tiny_predictor
+from escaip_fairchem.testing import KINDS, TINY, randomize, relative_error, structures, tiny_predictor
 from escaip_fairchem.testing import batch as plain_batch
 
 SHORT_NAMES = {

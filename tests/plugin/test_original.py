@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from model_cases import HEADS_OF_KIND, TINY, ZOO, batch_of, model_of, original_names, quietly_imported
+from model_cases import HEADS_OF_KIND, ZOO, batch_of, model_of, original_names, quietly_imported
 from torch_geometric.data import Batch, Data
 
 from escaip_fairchem.errors import CheckpointError, ConfigError
 from escaip_fairchem.nn.activations import ACTIVATIONS
 from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
 from escaip_fairchem.plugin.original import convert_section, load_original
+from escaip_fairchem.testing import TINY
 from escaip_fairchem.testing.tolerances import TOLERANCES, root_mean_square
 
 CASES = ("direct", "gradient", "stress")

@@ -17,13 +17,22 @@ from escaip_fairchem.testing.laws import (
     check_structure_permutation,
     check_translation,
 )
-from escaip_fairchem.testing.predictors import KINDS, LEVELS, Predictor, randomize, tiny_config, tiny_predictor
+from escaip_fairchem.testing.predictors import (
+    KINDS,
+    LEVELS,
+    TINY,
+    Predictor,
+    randomize,
+    tiny_config,
+    tiny_predictor,
+)
 from escaip_fairchem.testing.structures import Structure, batch
 from escaip_fairchem.testing.tolerances import TOLERANCES, relative_error
 
 __all__ = [
     "KINDS",
     "LEVELS",
+    "TINY",
     "TOLERANCES",
     "Predictor",
     "Structure",
