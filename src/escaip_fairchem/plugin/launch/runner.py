@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from typing import Any
 
 from fairchem.core import _cli
-from fairchem.core.common.utils import setup_logging
+from fairchem.core.common.utils import new_trainer_context, setup_logging
 from submitit.helpers import DelayedSubmission
 
 from escaip_fairchem.errors import EScAIPError
 
 USER_ERROR = 2
 """Exit status of a run that stopped with a message for its user."""
+_SETTLING_SECONDS = 0.2
 
 
 class Runner(_cli.Runner):
@@ -49,7 +51,24 @@ class Runner(_cli.Runner):
             config: The whole configuration.
         """
         self.config = config
-        super().__call__(config)
+        try:
+            with new_trainer_context(config=config) as context:
+                self.config, self.task, self.trainer = context.config, context.task, context.trainer
+                self.task.setup(self.trainer)
+                self.task.run()
+                let_collectives_settle()  # leaving the context destroys a group that nothing else holds
+        finally:
+            let_collectives_settle()  # what else holds one is the trainer, which goes next
+
+
+def let_collectives_settle() -> None:
+    """Give a process group's threads time to let go of the last collective; call it before the group is destroyed.
+
+    gloo's destructor joins the group's threads while it holds Python's global lock. A thread that has just finished a
+    collective of Python objects needs that lock to release their tensors: without this pause both sometimes wait for
+    each other forever.
+    """
+    time.sleep(_SETTLING_SECONDS)  # sleeping releases the lock
 
 
 def run_rank(config: dict[str, Any]) -> None:
