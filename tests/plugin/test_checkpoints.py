@@ -53,6 +53,24 @@ def test_a_kill_at_any_moment_leaves_a_file_that_loads(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) <= 2  # the file and at most one temporary one, however many kills
 
 
+def test_a_save_within_a_save_leaves_both_whole(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with atomic_file(path) as outer:
+        outer.write(b"out")
+        with atomic_file(path) as inner:
+            inner.write(b"inner")
+        assert path.read_bytes() == b"inner"
+        outer.write(b"er")
+    assert path.read_bytes() == b"outer"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_atomically({"state_dict": {}}, tmp_path / "x.pt")
+    assert (tmp_path / "x.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 _FULL_DISK = """
 import json, resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))

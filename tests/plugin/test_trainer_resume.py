@@ -17,6 +17,7 @@ from trainer_cases import RecordingLogger, TinyModel, build, config, rattled_sla
 import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, RunFolderError
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
+from escaip_fairchem.plugin.trainer import checkpointing
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY
 
 
@@ -163,6 +164,27 @@ def test_a_save_by_a_signal_loses_no_batch(
     resumed = run(build(settings, tmp_path, timestamp_id="run"))
     assert min(resumed.logger.losses()) == 7
     assert_same_end(resumed, whole)
+
+
+def test_a_signal_during_a_save_is_handled_after_it(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = build(config(*data), tmp_path, timestamp_id="run")
+    path = tmp_path / "checkpoints/run/checkpoint.pt"
+    write = checkpointing.save_atomically
+
+    def interrupted_write(*args: Any) -> None:
+        signal.raise_signal(signal.SIGUSR2)
+        write(*args)
+
+    monkeypatch.setattr(checkpointing, "save_atomically", interrupted_write)
+    was_written: list[bool] = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: was_written.append(path.exists()))
+    try:
+        trainer.save()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert was_written == [True]
 
 
 def test_a_save_during_validation_holds_the_training_weights(data: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pickle
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +22,8 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a file that appears under its name complete, or not at all.
 
     The bytes go to a temporary file in the same folder, reach the disk (``fsync``), and only then take the name. A kill
-    at any moment leaves the previous file as it was. The temporary name is fixed, so a killed run leaves at most one.
+    at any moment leaves the previous file as it was. Temporary names are unique, so that a save from a signal's handler
+    in the middle of another does not touch its file; what a killed process left is removed by the next one.
 
     Args:
         path: The file to write or replace. Its folder must exist. One process may write it at a time.
@@ -29,9 +32,11 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
         CheckpointError: The file cannot be written; the previous one is untouched.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.tmp")
+    own = f".{target.name}.{os.getpid()}-"
+    temporary = target.with_name(f"{own}{secrets.token_hex(4)}.tmp")
+    _remove_leftovers(target, but=own)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,6 +47,13 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError):
             raise _write_error(target, error) from error
         raise
+
+
+def _remove_leftovers(target: Path, *, but: str) -> None:
+    """Remove temporary files of processes that were killed; those of this process start with ``but``."""
+    for file in target.parent.glob(f".{glob.escape(target.name)}.[0-9]*-*.tmp"):
+        if not file.name.startswith(but):
+            file.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from escaip_fairchem.plugin.trainer.distributed import gather_everywhere
 from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, check_average
 from escaip_fairchem.plugin.trainer.finite import require_finite_weights
 from escaip_fairchem.plugin.trainer.metrics import higher_is_better
-from escaip_fairchem.plugin.trainer.resume import RandomState, restore_random_state
+from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals, restore_random_state
 from escaip_fairchem.plugin.trainer.setup import TrainerSetup
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY, training_state, weights_state
 
@@ -33,7 +33,8 @@ class TrainerCheckpointing(TrainerSetup):
     ) -> str | None:
         """Write a checkpoint, on the first process.
 
-        May be called at any moment, also by a signal's handler: the state is that after the last complete step.
+        May be called at any moment, also by a signal's handler: the state is that after the last complete step. A
+        signal that arrives meanwhile is handled afterwards.
 
         Args:
             metrics: Validation metrics to keep with it.
@@ -50,6 +51,11 @@ class TrainerCheckpointing(TrainerSetup):
         if self.is_debug or not distutils.is_master():
             return None
         path = Path(self.config["cmd"]["checkpoint_dir"]) / checkpoint_file
+        with deferred_signals():
+            self._write(path, metrics, training_state=training_state)
+        return str(path)
+
+    def _write(self, path: Path, metrics: Mapping[str, Any] | None, *, training_state: bool) -> None:
         self.guard.check(collective=False)
         require_finite_weights(self.model.parameters(), step=self.step)
         with self.swap.training() if training_state else self.swap.averaged(self.ema):
@@ -58,7 +64,6 @@ class TrainerCheckpointing(TrainerSetup):
                 self._require_resumable()
                 state.update(self._training_state())
             save_atomically(state, path)
-        return str(path)
 
     def _training_state(self) -> dict[str, Any]:
         return training_state(self)
