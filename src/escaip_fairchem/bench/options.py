@@ -1,0 +1,110 @@
+"""What a benchmark is asked to do, from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from escaip_fairchem.bench.machine import Machine, check_device, measure_machine
+from escaip_fairchem.bench.models import ModelName, parse_name
+from escaip_fairchem.bench.runner import Runner
+from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.timing import Deadline
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What all benchmarks know.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        seed: Decides everything that is drawn.
+        out: Folder for tables and figures; None writes nothing.
+        quick: Whether to show in seconds that everything works, on models too small to mean anything.
+        models: Models to measure; None: the benchmark's own choice.
+        batch_sizes: Batch sizes; None likewise.
+        time_limit: Seconds for the whole command; what does not fit is dropped. None: no limit.
+        frames: Folder of real frames; None: beside the project, if they are there.
+        fairchem2: Interpreter of an environment with fairchem v2.
+        budget: Seconds for the repetitions of one case.
+    """
+
+    device: str = "cpu"
+    seed: int = 0
+    out: Path | None = None
+    quick: bool = False
+    models: Sequence[str] | None = None
+    batch_sizes: Sequence[int] | None = None
+    time_limit: float | None = None
+    frames: Path | None = None
+    fairchem2: Path | None = None
+    budget: float = 60.0
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """Fields of every case."""
+        frames = None if self.frames is None else str(self.frames)
+        budget = min(self.budget, 5.0) if self.quick else self.budget
+        return {"device": self.device, "seed": self.seed, "frames": frames, "budget": budget}
+
+    def names(self, usual: Sequence[str], quick: Sequence[str]) -> list[ModelName]:
+        """Models to measure.
+
+        Args:
+            usual: If none are asked for.
+            quick: Likewise, in a quick run.
+        """
+        wanted = self.models if self.models is not None else quick if self.quick else usual
+        return [parse_name(text) for text in wanted]
+
+    def sizes(self, usual: Sequence[int], quick: Sequence[int]) -> list[int]:
+        """Batch sizes, ascending."""
+        return sorted(self.batch_sizes if self.batch_sizes is not None else quick if self.quick else usual)
+
+
+class Session:
+    """One command's run: its machine, its processes, its time.
+
+    Args:
+        options: What to do.
+        show: Called with lines about the progress.
+
+    Raises:
+        ConfigError: The device does not exist, or a model.
+    """
+
+    def __init__(self, options: Options, show: Callable[[str], None] = print) -> None:
+        check_device(options.device)
+        options.names((), ())  # a wrong name is told before anything is measured
+        self.options = options
+        self.show = show
+        self.runner = Runner(Deadline(options.time_limit), show)
+        show(f"measuring the rates of this machine ({options.device})")
+        self.machine: Machine = measure_machine(options.device, quick=options.quick)
+
+    def save(self, table: Table, name: str) -> Table:
+        """Write a table as CSV and Markdown if there is a folder for them."""
+        out = self.options.out
+        if out is not None:
+            table.write_csv(out / f"{name}.csv")
+            (out / f"{name}.md").write_text(table.markdown() + "\n", encoding="utf-8")
+        return table
+
+
+def machine_table(machine: Machine) -> Table:
+    """Table of the measured rates, with what the machine is below it."""
+    rows: list[dict[str, Any]] = [
+        {"measured": f"matrix product {shape}, {precision}", "rate": f"{rate / 1e9:,.0f} GFLOP/s"}
+        for precision, rates in machine.gemm_rates.items()
+        for shape, rate in rates.items()
+    ]
+    rows.append({"measured": "copy, read and written", "rate": f"{machine.copy_rate / 1e9:,.1f} GB/s"})
+    versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+    notes = [
+        f"{machine.name}; {machine.cores} cores, {machine.threads} threads, {machine.memory_bytes / 2**30:.0f} GiB",
+        versions,
+        machine.date,
+    ]
+    return Table(title="Machine", columns=("measured", "rate"), rows=rows, notes=notes)

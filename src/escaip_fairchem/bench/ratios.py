@@ -1,0 +1,418 @@
+"""All ratios that must be reached, from one run on one machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase, TrainerCase
+from escaip_fairchem.bench.floors import WEIGHT_PASSES, Floor, escaip_flops_per_atom
+from escaip_fairchem.bench.models import ESCAIP, ModelName, parse_name
+from escaip_fairchem.bench.options import Options, Session
+from escaip_fairchem.bench.requirements import Finding, Requirement, ratio, requirements_table
+from escaip_fairchem.bench.searches import mixed_batches
+from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.timing import Spread
+
+LARGEST_DEVIATION = 1e-5
+"""Of fast outputs from plain ones, in units of the plain ones' root mean square."""
+LARGEST_FORCE_ERROR = 0.01
+"""Root mean square error of a lower precision's forces, likewise."""
+PEER = "equiformer-v2-83m"
+FLAT_SIZES, QUICK_FLAT_SIZES = (100, 1000, 5000, 20000), (40, 80)
+MEMORY_BATCH = {"cpu": 16, "cuda": 32}
+GPU_BATCH = 32
+
+
+class Ratios:
+    """Measures what the ratios need, and works them out.
+
+    Args:
+        session: The run.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.options: Options = session.options
+        chosen = [name.model for name in self.options.names((), ()) if name.model in ESCAIP]
+        self.model = chosen[0] if chosen else "escaip-tiny" if self.options.quick else "escaip-small"
+        wants_peer = self.options.models is None or any(name == PEER for name in self.options.models)
+        self.peer = PEER if wants_peer and not (self.options.quick and self.options.models is None) else None
+        self.device = self.options.device
+        self._tables: list[Table] = []
+
+    def tables(self) -> list[Table]:
+        """The table of ratios, and the times it is made from."""
+        parts: Sequence[Callable[[], list[Finding]]] = (
+            (self.gpu_against_peer, self.gpu_rate) if self.device == "cuda" else self._cpu_parts()
+        )
+        findings = [finding for part in parts for finding in part()]
+        findings += self.trainer()
+        notes = [
+            f"model: {self.model}, direct energy and forces, random weights from seed {self.options.seed}, the same "
+            "for all variants; ratios are of medians",
+            "outputs are compared with the plain path's, in units of its root mean square",
+        ]
+        return [requirements_table(findings, notes), *self._tables]
+
+    def _cpu_parts(self) -> Sequence[Callable[[], list[Finding]]]:
+        return (self.forward, self.training, self.memory, self.neighbors, self.flatness)
+
+    def forward(self) -> list[Finding]:
+        """Forward passes beside the plain path and beside the peer."""
+        names = [f"{self.model}:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")]
+        outcome = self._compare([*names, *([self.peer] if self.peer else [])], "inference")
+        seconds = medians(outcome)
+        deviations = outcome.extra.get("deviations", {})
+        plain, fast = names[0], names[1]
+        where = outcome.extra.get("frames", "")
+        faster = Finding(
+            requirement=Requirement(
+                what=f"forward, {self.model} fp32, {where}, against the plain path",
+                device="cpu",
+                bound=1.5,
+                also=f"outputs equal to {LARGEST_DEVIATION:g}",
+            ),
+            value=ratio(seconds.get(plain, math.nan), seconds.get(fast, math.nan)),
+            holds=_largest(deviations.get(fast)) <= LARGEST_DEVIATION if fast in deviations else None,
+            how=_times(outcome, plain, fast) + _says(deviations.get(fast)),
+        )
+        best = best_variant(seconds, deviations, self.model)
+        lower = Finding(
+            requirement=Requirement(
+                what="forward, best precision with forces within 1 % of fp32's RMS, against plain fp32",
+                device="cpu",
+                bound=4.0,
+            ),
+            value=ratio(seconds.get(plain, math.nan), seconds.get(best, math.nan)),
+            how=_times(outcome, plain, best) + _says(deviations.get(best)),
+        )
+        beside = Finding(
+            requirement=Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0),
+            value=ratio(seconds.get(PEER, math.nan), seconds.get(fast, math.nan)),
+            how=_times(outcome, PEER, fast),
+        )
+        return [faster, lower, beside]
+
+    def training(self) -> list[Finding]:
+        """Training steps beside the plain path's."""
+        plain, fast = f"{self.model}:plain", f"{self.model}:fast"
+        outcome = self._compare([plain, fast], "training")
+        seconds = medians(outcome)
+        return [
+            Finding(
+                requirement=Requirement(what="training step, fp32, against the plain path", device="cpu", bound=1.4),
+                value=ratio(seconds.get(plain, math.nan), seconds.get(fast, math.nan)),
+                how=_times(outcome, plain, fast),
+            )
+        ]
+
+    def memory(self) -> list[Finding]:
+        """Peak memory of inference beside the plain path's."""
+        size = 2 if self.options.quick else MEMORY_BATCH["cpu"]
+        plain, fast = (self._pass(f"{self.model}:{variant}", "inference", size) for variant in ("plain", "fast"))
+        values = [Spread.of([float(peak) for peak in outcome.peak_bytes]).median for outcome in (plain, fast)]
+        return [
+            Finding(
+                requirement=Requirement(
+                    what=f"peak memory of inference, batch {size}, against the plain path", device="cpu", bound=4.0
+                ),
+                value=ratio(*values),
+                how=_why(plain, fast) or f"{values[0] / 1e9:.3g} GB / {values[1] / 1e9:.3g} GB, weights included",
+            )
+        ]
+
+    def neighbors(self) -> list[Finding]:
+        """The neighbour search beside fairchem's, its memory for large systems and for mixed cells."""
+        atoms, large = (60, 200) if self.options.quick else (1000, 20000)
+        ours, theirs = (self._search(method, [atoms]) for method in ("escaip", "fairchem"))
+        big = self._search("escaip", [large])
+        peak = max(big.peak_bytes, default=0) / 1e9 if big.is_measured else math.nan
+        return [
+            Finding(
+                requirement=Requirement(
+                    what=f"neighbour search against fairchem's radius_graph_pbc, {atoms:,} atoms, r = 12 Å",
+                    device="cpu",
+                    bound=50.0,
+                ),
+                value=ratio(Spread.of(theirs.seconds).median, Spread.of(ours.seconds).median),
+                how=_why(theirs, ours)
+                or f"{Spread.of(theirs.seconds).median:.4g} s / {Spread.of(ours.seconds).median:.4g} s",
+            ),
+            Finding(
+                requirement=Requirement(
+                    what=f"memory of the neighbour search, {large:,} atoms",
+                    device="cpu",
+                    bound=4.0,
+                    unit="GB",
+                    at_most=True,
+                ),
+                value=peak,
+                how=_why(big),
+            ),
+            self._mixed_cells(),
+        ]
+
+    def _mixed_cells(self) -> Finding:
+        alone, together = mixed_batches(quick=self.options.quick)
+        parts = [self._search("escaip", atoms) for atoms in alone]
+        mixed = self._search("escaip", together)
+        failed = _why(*parts, mixed)
+        peaks = [max(outcome.peak_bytes, default=0) for outcome in (*parts, mixed)]
+        growth = ratio(float(peaks[-1]), float(sum(peaks[:-1]))) if not failed else math.nan
+        sizes = " + ".join(f"{peak / 1e6:.0f}" for peak in peaks[:-1])
+        return Finding(
+            requirement=Requirement(
+                what="memory of the neighbour search, cells of different sizes in one batch over each by itself",
+                device="cpu",
+                bound=1.1,
+                at_most=True,
+            ),
+            value=growth,
+            how=failed or f"{peaks[-1] / 1e6:.0f} MB / ({sizes}) MB",
+        )
+
+    def flatness(self) -> list[Finding]:
+        """Time per atom of small and large systems."""
+        sizes = QUICK_FLAT_SIZES if self.options.quick else FLAT_SIZES
+        cases = [
+            DynamicsCase(**self.options.common, model=self.model, variant="fast", driver="bare", atoms=atoms, steps=5)
+            for atoms in sizes
+        ]
+        outcomes = self.session.runner.run(cases)
+        times = {
+            atoms: Spread.of(outcome.seconds).median / atoms
+            for atoms, outcome in zip(sizes, outcomes, strict=True)
+            if outcome.is_measured
+        }
+        complete = len(times) == len(sizes)
+        spread = 100.0 * (max(times.values()) / min(times.values()) - 1.0) if complete else math.nan
+        listed = ", ".join(f"{atoms:,}: {1e6 * seconds:.4g} µs" for atoms, seconds in times.items())
+        return [
+            Finding(
+                requirement=Requirement(
+                    what=f"time per atom, {sizes[0]:,} → {sizes[-1]:,} atoms, {self.model}: largest over smallest",
+                    device="cpu",
+                    bound=15.0,
+                    unit="% more",
+                    at_most=True,
+                ),
+                value=spread,
+                how="; ".join(part for part in (listed, _why(*outcomes)) if part),
+            )
+        ]
+
+    def trainer(self) -> list[Finding]:
+        """Share of the trainer's time outside the model."""
+        quick = self.options.quick
+        size = 2 if quick else {"cpu": 4, "cuda": 16}[self.device]
+        case = TrainerCase(
+            **self.options.common,
+            model=self.model,
+            variant="fast",
+            batch_size=size,
+            steps=3 if quick else {"cpu": 6, "cuda": 40}[self.device],
+        )
+        outcome = self.session.runner.one(case)
+        share = 100.0 * float(outcome.extra["outside"]) if outcome.is_measured else math.nan
+        return [
+            Finding(
+                requirement=Requirement(
+                    what="trainer time outside forward, backward and optimizer",
+                    device=self.device,
+                    bound=5.0,
+                    unit="%",
+                    at_most=True,
+                ),
+                value=share,
+                how=_why(outcome) or f"batch {size}, {len(outcome.seconds)} steps",
+            )
+        ]
+
+    def gpu_against_peer(self) -> list[Finding]:
+        """Samples per second and memory beside the peer's, at equal batch size."""
+        size = 2 if self.options.quick else GPU_BATCH
+        variants = ("fast", "bf16")
+        ours = [self._pass(f"{self.model}:{variant}", "inference", size) for variant in variants]
+        trained = [self._pass(f"{self.model}:{variant}", "training", size) for variant in variants]
+        peer = [self._pass(PEER, mode, size) if self.peer else None for mode in ("inference", "training")]
+        return [
+            self._against("inference samples/s", ours, peer[0], 10.0, size),
+            self._memory_against(ours, peer[0], size),
+            self._against("training samples/s", trained, peer[1], 10.0, size),
+        ]
+
+    def _against(self, what: str, ours: Sequence[Outcome], peer: Outcome | None, bound: float, size: int) -> Finding:
+        best = min((outcome for outcome in ours if outcome.is_measured), key=_median, default=None)
+        value = math.nan if best is None or peer is None else ratio(_median(peer), _median(best))
+        how = "" if best is None or peer is None else _why(peer) or f"{_title(peer)} / {_title(best)}"
+        return Finding(
+            requirement=Requirement(what=f"{what} against {PEER}, batch {size}", device="cuda", bound=bound),
+            value=value,
+            how=how,
+        )
+
+    def _memory_against(self, ours: Sequence[Outcome], peer: Outcome | None, size: int) -> Finding:
+        peaks = [_peak(outcome) for outcome in ours if outcome.is_measured]
+        value = math.nan if not peaks or peer is None else ratio(_peak(peer), min(peaks))
+        how = "" if math.isnan(value) or peer is None else f"{_peak(peer) / 1e9:.3g} GB / {min(peaks) / 1e9:.3g} GB"
+        return Finding(
+            requirement=Requirement(
+                what=f"peak memory of inference against {PEER}, batch {size}", device="cuda", bound=5.0
+            ),
+            value=value,
+            how=how,
+        )
+
+    def gpu_rate(self) -> list[Finding]:
+        """Share of the measured bf16 rate."""
+        size = 2 if self.options.quick else GPU_BATCH
+        outcome = self._pass(f"{self.model}:bf16", "inference", size)
+        rate = self.session.machine.rate("bf16")
+        atoms = Spread.of([float(count) for count in outcome.atoms]).mean
+        share = 100.0 * ratio(outcome.flops * atoms / _median(outcome), rate) if outcome.is_measured else math.nan
+        return [
+            Finding(
+                requirement=Requirement(
+                    what=f"share of the measured bf16 matrix rate, {self.model}, batch {size}, plain model's FLOPs",
+                    device="cuda",
+                    bound=50.0,
+                    unit="%",
+                ),
+                value=share,
+                how=_why(outcome) or f"rate {rate / 1e12:.0f} TFLOP/s",
+            )
+        ]
+
+    def _compare(self, names: list[str], mode: str) -> Outcome:
+        repeats = 3 if self.options.quick else 7
+        case = CompareCase(**self.options.common, names=names, mode=mode, repeats=repeats)
+        outcome = self.session.runner.one(case)
+        self._tables.append(comparison_table(outcome, self.session))
+        return outcome
+
+    def _pass(self, name: str, mode: str, size: int) -> Outcome:
+        parsed = parse_name(name)
+        batches = 3 if self.options.quick else 16
+        case = PassCase(
+            **self.options.common,
+            model=parsed.model,
+            variant=parsed.variant,
+            mode=mode,
+            batch_size=size,
+            batches=batches,
+        )
+        return self.session.runner.one(case)
+
+    def _search(self, method: str, atoms: Sequence[int]) -> Outcome:
+        return self.session.runner.one(NeighborCase(**self.options.common, method=method, atoms=list(atoms)))
+
+
+def run_ratios(session: Session) -> list[Table]:
+    """Measure and work out all ratios; write ``ratios.csv`` and ``ratios.md``."""
+    tables = Ratios(session).tables()
+    session.save(tables[0], "ratios")
+    for number, table in enumerate(tables[1:]):
+        session.save(table, f"ratios_times_{number}")
+    return tables
+
+
+def medians(outcome: Outcome) -> dict[str, float]:
+    """Median seconds by model of a comparison."""
+    return {name: Spread.of(values).median for name, values in outcome.extra.get("seconds", {}).items()}
+
+
+def best_variant(seconds: dict[str, float], deviations: dict[str, Any], model: str) -> str:
+    """The fastest variant of a model whose forces are near enough to the reference's; empty if there is none."""
+    near = [
+        name
+        for name in seconds
+        if parse_name(name).model == model and _force_error(deviations.get(name)) <= LARGEST_FORCE_ERROR
+    ]
+    return min(near, key=seconds.__getitem__, default="")
+
+
+def comparison_table(outcome: Outcome, session: Session) -> Table:
+    """Times, floors and deviations of a comparison."""
+    case = outcome.case
+    assert isinstance(case, CompareCase)
+    rows = [_comparison_row(outcome, case, name, session) for name in case.names]
+    notes = [f"{outcome.extra.get('frames', '')}, models in turn; {outcome.remark}".rstrip("; ")]
+    columns = (
+        "model", "precision", "mode", "time median (s)", "time mean (s)", "time std (s)", "repeats", "floor (s)",
+        "floor share", "energy max", "energy RMS", "forces max", "forces RMS", "remark",
+    )  # fmt: skip
+    return Table(title=f"{case.mode.capitalize()} beside the plain path", columns=columns, rows=rows, notes=notes)
+
+
+def _comparison_row(outcome: Outcome, case: CompareCase, text: str, session: Session) -> dict[str, Any]:
+    name = parse_name(text)
+    row: dict[str, Any] = {"model": text, "precision": name.precision, "mode": case.mode}
+    values = outcome.extra.get("seconds", {}).get(text)
+    if not values:
+        return row | {"remark": outcome.remark or outcome.extra.get("reasons", {}).get(text, "")}
+    spread = Spread.of(values)
+    floor = _floor(outcome, name, case.mode, text).seconds(session.machine)
+    deviations = outcome.extra["deviations"].get(text, {})
+    return row | {
+        "time median (s)": spread.median,
+        "time mean (s)": spread.mean,
+        "time std (s)": spread.std,
+        "repeats": spread.count,
+        "floor (s)": floor,
+        "floor share": floor / spread.median,
+        **{
+            f"{key} {title}": deviations[key][kind]
+            for key in deviations
+            for title, kind in (("max", "largest"), ("RMS", "rms"))
+        },
+    }
+
+
+def _floor(outcome: Outcome, name: ModelName, mode: str, text: str) -> Floor:
+    """Floor of a model of this package's; of others, operations are counted by ``efficiency``, here bytes alone."""
+    flops = escaip_flops_per_atom(name.model, mode) * outcome.atoms[0] if name.model in ESCAIP else 0.0
+    weights = float(outcome.extra["weight_bytes"][text])
+    return Floor(flops=flops, bytes=weights * WEIGHT_PASSES[mode], precision=name.precision)
+
+
+def _times(outcome: Outcome, large: str, small: str) -> str:
+    seconds, reasons = medians(outcome), outcome.extra.get("reasons", {})
+    if outcome.remark:
+        return outcome.remark
+    missing = [f"{name}: {reasons.get(name, 'not asked for')}" for name in (large, small) if name not in seconds]
+    return "; ".join(missing) or f"{large} {seconds[large]:.4g} s / {small} {seconds[small]:.4g} s"
+
+
+def _says(deviation: Any) -> str:
+    return (
+        ""
+        if deviation is None
+        else f"; largest deviation {_largest(deviation):.1e}, forces RMS {_force_error(deviation):.1e}"
+    )
+
+
+def _largest(deviation: Any) -> float:
+    return math.inf if deviation is None else max(entry["largest"] for entry in deviation.values())
+
+
+def _force_error(deviation: Any) -> float:
+    return math.inf if deviation is None else float(deviation["forces"]["rms"])
+
+
+def _why(*outcomes: Outcome) -> str:
+    return "; ".join(f"{outcome.case.title}: {outcome.remark}" for outcome in outcomes if not outcome.is_measured)
+
+
+def _median(outcome: Outcome) -> float:
+    return Spread.of(outcome.seconds).median
+
+
+def _peak(outcome: Outcome) -> float:
+    return Spread.of([float(peak) for peak in outcome.peak_bytes]).median
+
+
+def _title(outcome: Outcome) -> str:
+    assert isinstance(outcome.case, PassCase)
+    return f"{outcome.case.name} {_median(outcome):.4g} s"

@@ -1,0 +1,150 @@
+"""The neighbour search beside fairchem's: time and peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from escaip_fairchem.bench.cases import NeighborCase, Outcome
+from escaip_fairchem.bench.floors import Floor
+from escaip_fairchem.bench.frames import FrameBatch, join, make_bulk
+from escaip_fairchem.bench.memory import MemoryProbe
+from escaip_fairchem.bench.models import import_baselines
+from escaip_fairchem.bench.options import Session
+from escaip_fairchem.bench.passes import warm_libraries
+from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.timing import Spread, Timer
+from escaip_fairchem.nn import find_neighbors
+
+SIZES, QUICK_SIZES = (100, 300, 1000, 3000, 20000), (40, 80)
+METHODS = ("escaip", "fairchem")
+BYTES_PER_EDGE = 8 + 3 * 8 + 1
+"""Sender, periodic image and mask of a slot, each written once."""
+LONGEST_SEARCH = 60.0
+"""Seconds. fairchem's search grows with the square of the atoms; what would take longer is given up."""
+
+
+def mixed_batches(*, quick: bool) -> tuple[list[list[int]], list[int]]:
+    """Batches whose memory is compared: systems of very different cells, each kind by itself and all together."""
+    small, large = ([1] * 4, [40] * 2) if quick else ([1] * 16, [400] * 4)
+    return [small, large], [*small, *large]
+
+
+def measure_search(case: NeighborCase) -> Outcome:
+    """Time a search, and watch its memory.
+
+    Raises:
+        NotAvailableError: fairchem cannot be imported.
+    """
+    batch = join([make_bulk(atoms, seed=case.seed + number) for number, atoms in enumerate(case.atoms)])
+    batch = batch.to(case.device)
+    small = join([make_bulk(8, seed=case.seed)]).to(case.device)
+    search = _searcher(case)
+    warm_libraries(case.device)
+    search(small)()
+    probe, timer = MemoryProbe(case.device), Timer(case.device)
+    function = search(batch)
+    seconds: list[float] = []
+    peaks: list[int] = []
+    while len(seconds) < case.repeats and sum(seconds) < case.budget:
+        probe.start()
+        seconds.append(timer.measure(function))
+        peaks.append(probe.peak_bytes())
+    return Outcome(
+        case=case,
+        seconds=seconds,
+        atoms=[batch.atoms],
+        peak_bytes=peaks,
+        flops=0.0,
+        bytes=float(batch.atoms * case.max_neighbors * BYTES_PER_EDGE),
+    )
+
+
+def _searcher(case: NeighborCase) -> Callable[[FrameBatch], Callable[[], Any]]:
+    if case.method == "escaip":
+
+        def ours(batch: FrameBatch) -> Callable[[], Any]:
+            systems = batch.systems
+            return lambda: find_neighbors(
+                systems.positions_N3,
+                systems.cell_B33,
+                systems.pbc_B3,
+                systems.structure_N,
+                cutoff=case.cutoff,
+                max_neighbors=case.max_neighbors,
+            )
+
+        return ours
+    baselines = import_baselines()
+
+    def theirs(batch: FrameBatch) -> Callable[[], Any]:
+        data = baselines.to_fairchem(batch.systems, batch.tags_N)
+        return lambda: baselines.search(data, cutoff=case.cutoff, max_neighbors=case.max_neighbors)
+
+    return theirs
+
+
+def run_neighbors(session: Session) -> list[Table]:
+    """Measure both searches over growing systems and over mixed cells; write ``neighbors.csv`` and ``.md``."""
+    options = session.options
+    sizes = QUICK_SIZES if options.quick else SIZES
+    alone, together = mixed_batches(quick=options.quick)
+    outcomes: list[Outcome] = []
+    for method in METHODS:
+        last: Outcome | None = None
+        for atoms in sizes:
+            case = NeighborCase(**options.common, method=method, atoms=[atoms])
+            reason = _too_long(last, atoms)
+            last = session.runner.drop(case, reason) if reason else session.runner.one(case)
+            outcomes.append(last)
+        outcomes += session.runner.run(
+            [NeighborCase(**options.common, method=method, atoms=list(atoms)) for atoms in (*alone, together)]
+        )
+    return [session.save(neighbors_table(outcomes, session), "neighbors")]
+
+
+def _too_long(last: Outcome | None, atoms: int) -> str:
+    """Why a larger system is not worth trying; empty if it is."""
+    if last is None:
+        return ""
+    if not last.is_measured:
+        return last.reason if last.status == "not available" else "smaller systems did not work"
+    assert isinstance(last.case, NeighborCase)
+    power = 2 if last.case.method == "fairchem" else 1
+    expected = Spread.of(last.seconds).median * (atoms / sum(last.case.atoms)) ** power
+    return f"would take about {expected:.0f} s" if expected > LONGEST_SEARCH else ""
+
+
+def neighbors_table(outcomes: Sequence[Outcome], session: Session) -> Table:
+    """A row per search."""
+    columns = (
+        "method", "structures", "atoms", "time median (s)", "time mean (s)", "time std (s)", "µs/atom", "floor (s)",
+        "floor share", "peak memory (MB)", "remark",
+    )  # fmt: skip
+    notes = [
+        "rattled close-packed metal, cutoff 12 Å, 20 neighbours; structures of 1 atom have a cell much smaller than "
+        "the cutoff",
+        "floor: the bytes of the result over the measured bandwidth; a search has no matrix products to speak of",
+        "peak memory: growth while searching",
+    ]
+    rows = [_row(outcome, session) for outcome in outcomes]
+    return Table(title="Neighbour search", columns=columns, rows=rows, notes=notes)
+
+
+def _row(outcome: Outcome, session: Session) -> dict[str, Any]:
+    case = outcome.case
+    assert isinstance(case, NeighborCase)
+    row: dict[str, Any] = {"method": case.method, "structures": len(case.atoms), "atoms": sum(case.atoms)}
+    if not outcome.is_measured:
+        return row | {"remark": outcome.remark}
+    spread = Spread.of(outcome.seconds)
+    floor = Floor(flops=0.0, bytes=outcome.bytes).seconds(session.machine)
+    return row | {
+        "time median (s)": spread.median,
+        "time mean (s)": spread.mean,
+        "time std (s)": spread.std,
+        "µs/atom": 1e6 * spread.median / sum(case.atoms),
+        "floor (s)": floor,
+        "floor share": floor / spread.median,
+        "peak memory (MB)": max(outcome.peak_bytes) / 1e6,
+    }

@@ -1,0 +1,101 @@
+"""``escaip bench``: what the models cost on this machine, beside what they could cost at best."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "efficiency": "time and memory of inference and training against batch size (the paper's figures 1 and 5)",
+    "md": "molecular dynamics: steps per second, split into neighbour search, model and everything else",
+    "neighbors": "the neighbour search beside fairchem's",
+    "train": "share of a training step outside the model, through the trainer",
+    "ratios": "every ratio that must be reached, measured in one run",
+    "all": "all of them, and a page for docs/benchmarks",
+}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``bench`` and its sub-commands."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure time and memory on this machine",
+        description="Measure time and memory on this machine. Every time stands beside its floor: counted operations "
+        "over the measured rate of matrix products, or bytes over the measured bandwidth.",
+    )
+    commands = parser.add_subparsers(dest="bench_command", required=True, metavar="BENCHMARK")
+    for name, help_text in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=f"Measure {help_text}.")
+        _add_options(command)
+        if name == "all":
+            command.add_argument(
+                "--page", type=Path, metavar="DIR", help="write DIR/<machine>.md, the page for docs/benchmarks"
+            )
+        command.set_defaults(run=run)
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="decides everything that is drawn")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for tables (CSV, Markdown) and figures (PNG)")
+    command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
+    command.add_argument(
+        "--models", type=_words, metavar="NAME[:VARIANT],…", help="models to measure; an unknown name lists the known"
+    )
+    command.add_argument("--batch-sizes", type=_numbers, metavar="N,…", help="structures per batch")
+    command.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="drop what does not fit, and say so")
+    command.add_argument("--budget", type=_seconds, default=60.0, metavar="SECONDS", help="per case (default: 60)")
+    command.add_argument("--frames", type=Path, metavar="DIR", help="folder of real frames (oc20_3frames.extxyz, …)")
+    command.add_argument("--fairchem2", type=Path, metavar="PYTHON", help="interpreter that has fairchem v2")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run a benchmark and print its tables."""
+    # These import torch.
+    from escaip_fairchem.bench.options import Options, Session, machine_table
+    from escaip_fairchem.bench.report import BENCHMARKS, write_page
+
+    options = Options(
+        device=arguments.device,
+        seed=arguments.seed,
+        out=arguments.out,
+        quick=arguments.quick,
+        models=arguments.models,
+        batch_sizes=arguments.batch_sizes,
+        time_limit=arguments.time_limit,
+        frames=arguments.frames,
+        fairchem2=arguments.fairchem2,
+        budget=arguments.budget,
+    )
+    session = Session(options)
+    wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
+    tables = [machine_table(session.machine)]
+    print(f"\n{tables[0].markdown()}\n", flush=True)
+    for name in wanted:
+        print(f"=== {name}", flush=True)
+        made = BENCHMARKS[name](session)
+        tables += made
+        for table in made:
+            print(f"\n{table.markdown()}\n", flush=True)
+    if getattr(arguments, "page", None) is not None:
+        print(f"wrote {write_page(tables, session, arguments.page)}")
+    return 0
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    numbers = [int(word) for word in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError("batch sizes must be at least 1")
+    return numbers
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError("must be more than 0 seconds")
+    return seconds
