@@ -263,3 +263,12 @@ def test_the_summary_counts(tmp_path: Path):
     assert (train["structures"], val["structures"]) == (6, 2)
     assert set(train["elements"]) == {"Cu", "O", "H"}
     assert (train["atoms"]["smallest"], train["atoms"]["largest"]) == (3, 6)
+    mean = train["force_component_mean_absolute_eV_per_A"]
+    heading, _, cells = [
+        line
+        for line in (tmp_path / "out" / "report.txt").read_text().splitlines()
+        if line.startswith(("spl", "--", "tra"))
+    ][:3]
+    assert "mean |F|" not in heading  # that would be the mean size of the vectors
+    column = heading.index("mean |component|")
+    assert float(cells[column : column + len("mean |component|")]) == pytest.approx(mean, rel=1e-4)

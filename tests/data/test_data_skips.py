@@ -9,8 +9,10 @@ import pytest
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
+from fairchem_side import open_split, section
 from structure_cases import labelled, molecule, slab
 
+from escaip_fairchem.data import staging
 from escaip_fairchem.data.checks import Limits, Reason, find_problem
 from escaip_fairchem.data.convert import convert
 from escaip_fairchem.data.distances import closest_pair
@@ -133,6 +135,46 @@ def test_closest_pair_agrees_with_all_images_of_random_cells():
             hits += 1
             assert pair.distance == pytest.approx(closest, abs=1e-9)
     assert hits > 10
+
+
+DEPENDENT_CELLS = [
+    ([[4, 0, 0], [8, 0, 0], [0, 0, 4]], [False, False, False]),
+    ([[4, 0, 0], [8, 0, 0], [0, 0, 0]], [False, False, False]),
+    ([[4, 0, 0], [8, 0, 0], [4, 0, 4]], [True, False, False]),
+    ([[4, 0, 0], [0, 4, 0], [4, 4, 0]], [True, True, False]),
+]
+
+
+@pytest.mark.parametrize(("cell", "pbc"), DEPENDENT_CELLS)
+def test_vectors_without_periodicity_may_be_anything(tmp_path: Path, cell: list, pbc: list):
+    """Such cells cannot be inverted, which fairchem does with the cell of every structure that it reads."""
+    close = labelled(Atoms("HO", [[0.1, 0, 0], [3.9, 0.1, 0]], cell=cell, pbc=pbc))
+    found = problem(close)
+    assert (found is not None and found[0] is Reason.OVERLAP) == pbc[0]
+    far = labelled(Atoms("HO", [[0.1, 0, 0], [2.0, 0.1, 0]], cell=cell, pbc=pbc))
+    assert problem(far) is None
+    write(tmp_path / "in.traj", far)
+    convert([str(tmp_path / "in.traj")], tmp_path / "out", ConvertOptions(split=ALL))
+    data = open_split(section(tmp_path / "out" / "dataset.yml"), "train")[0]
+    np.testing.assert_allclose(data.pos.numpy(), far.positions, atol=1e-6)
+    np.testing.assert_allclose(data.cell.numpy()[0][pbc], far.cell.array[pbc])
+
+
+def test_an_unexpected_error_costs_one_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original = staging.find_problem
+
+    def stumbling(structure, limits):
+        if structure.info["converted_from"].endswith(":1"):
+            raise ZeroDivisionError("one structure in a million")
+        return original(structure, limits)
+
+    monkeypatch.setattr(staging, "find_problem", stumbling)
+    write(tmp_path / "in.traj", [slab(k) for k in range(3)])
+    summary = convert([str(tmp_path / "in.traj")], tmp_path / "out", ConvertOptions(split=ALL))
+    assert summary["usable"] == 2
+    (skip,) = summary["skipped"]
+    assert (Path(skip["file"]).name, skip["position"], skip["reason"]) == ("in.traj", 1, "unexpected error")
+    assert skip["detail"] == "ZeroDivisionError: one structure in a million"
 
 
 def test_large_structures_are_searched_as_well():

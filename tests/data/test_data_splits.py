@@ -31,7 +31,7 @@ def test_the_seed_decides_and_nothing_else():
 
 @given(
     count=st.integers(1, 200),
-    parts=st.sampled_from([(1.0,), (0.9, 0.1), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (1 / 3, 1 / 3, 1 / 3)]),
+    parts=st.sampled_from([(1.0,), (0.1, 0.9), (0.9, 0.1), (0.8, 0.1, 0.1), (0.5, 0.0, 0.5), (1 / 3, 1 / 3, 1 / 3)]),
     seed=st.integers(0, 5),
 )
 @settings(max_examples=100, deadline=None)
@@ -39,6 +39,7 @@ def test_fractions_use_everything_once_and_fill_every_split_asked_for(count: int
     split = divide(count, SplitOptions(parts=parts, seed=seed))
     rows = np.concatenate(list(split.values()))
     assert sorted(rows) == list(range(count))
+    assert len(split["train"]) > 0
     asked = [name for name, part in zip(split, parts, strict=True) if part > 0]
     if count >= len(asked):
         assert all(len(split[name]) > 0 for name in asked)
@@ -56,11 +57,13 @@ def test_counts_are_exact_and_leave_the_rest():
     groups=st.lists(st.integers(0, 12), min_size=1, max_size=120),
     seed=st.integers(0, 3),
     shuffle=st.booleans(),
+    parts=st.sampled_from([(0.8, 0.1, 0.1), (0.1, 0.2, 0.7)]),
 )
 @settings(max_examples=100, deadline=None)
-def test_a_group_never_spans_two_splits(groups: list[int], seed: int, shuffle: bool):
+def test_a_group_never_spans_two_splits(groups: list[int], seed: int, shuffle: bool, parts: tuple[float, ...]):
     names = np.array([f"g{group}" for group in groups])
-    split = divide(len(groups), SplitOptions(parts=(0.8, 0.1, 0.1), seed=seed, shuffle=shuffle), names)
+    split = divide(len(groups), SplitOptions(parts=parts, seed=seed, shuffle=shuffle), names)
+    assert len(split["train"]) > 0
     assert sorted(np.concatenate(list(split.values()))) == list(range(len(groups)))
     members = [set(names[rows]) for rows in split.values()]
     assert sum(len(member) for member in members) == len(set(names))
@@ -78,6 +81,13 @@ def test_counts_with_groups_leave_whole_groups_over():
     names = np.array([f"g{index // 5}" for index in range(1000)])
     split = divide(1000, SplitOptions(parts=(100, 50)), names)
     np.testing.assert_allclose([len(rows) for rows in split.values()], [100, 50], atol=5)
+
+
+def test_too_little_for_all_splits_is_trained_on():
+    assert as_lists(divide(1, SplitOptions(parts=(0.05, 0.95)))) == {"train": [0], "val": []}
+    one_group = np.array(["g"] * 4)
+    assert [len(rows) for rows in divide(4, SplitOptions(parts=(0.1, 0.9)), one_group).values()] == [4, 0]
+    assert [len(rows) for rows in divide(4, SplitOptions(parts=(1, 2)), one_group).values()] == [4, 0]
 
 
 @pytest.mark.parametrize(

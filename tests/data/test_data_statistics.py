@@ -96,6 +96,14 @@ def test_conservative_models_get_one_scale():
     assert shared == {"energy": Normalizer(2.0, 0.5), "forces": Normalizer(0.0, 0.5), "stress": Normalizer(0.0, 0.5)}
 
 
+def test_more_atoms_than_sixteen_bits_count():
+    many = structure(-70_000.0, [[0, 0, 0]] * 70_000, [False] * 70_000)
+    table = FrameTable.of([many])
+    number = int(many.numbers[0])
+    assert table.composition[0, number] == table.natoms[0] == 70_000
+    assert fit_element_references(table.composition, table.energy)[number] == pytest.approx(-1.0)
+
+
 def test_labels_without_spread_are_not_scaled():
     table = FrameTable.of([structure(1.0, [[0, 0, 0]], [False])] * 3)
     assert fit_normalizers(table, None)["energy"] == Normalizer(1.0, 1.0, degenerate=True)

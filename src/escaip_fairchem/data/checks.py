@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 
 from escaip_fairchem.errors import DataError, nearest
 
+from . import defaults
 from .distances import closest_pair
 from .schema import LARGEST_ATOMIC_NUMBER, Structure
 
@@ -31,6 +32,7 @@ class Reason(str, Enum):
     MISSING_STRESS = "missing stress"
     OVERLAP = "overlapping atoms"
     LARGE_FORCE = "force above the limit"
+    UNEXPECTED = "unexpected error"
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class Limits:
         max_force: No atom may feel a larger |F| (eV/Å). Infinity accepts any force.
     """
 
-    require: tuple[str, ...] = ("energy", "forces")
-    min_distance: float = 0.5
-    max_force: float = 50.0
+    require: tuple[str, ...] = defaults.REQUIRE
+    min_distance: float = defaults.MIN_DISTANCE
+    max_force: float = defaults.MAX_FORCE
 
     def __post_init__(self) -> None:
         for label in self.require:

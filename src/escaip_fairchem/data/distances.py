@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from ase.geometry import complete_cell
 from ase.neighborlist import primitive_neighbor_list
 
-from .schema import FloatArray, Structure
+from .schema import FloatArray, Structure, spanning_cell
 
 # Beyond this many atoms, all pairs at once take more memory than a neighbour search.
 LARGEST_DENSE = 500
@@ -32,7 +31,7 @@ def closest_pair(structure: Structure, below: float) -> Pair | None:
     Returns:
         The pair, or None where no distance is smaller than ``below``.
     """
-    cell = complete_cell(structure.cell)
+    cell = spanning_cell(structure.cell, structure.pbc)
     spacing = 1 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     # With lattice planes this far apart no atom meets its own image, and the image that is nearest in fractional
     # coordinates is the only one that can be nearer than `below`.

@@ -13,12 +13,15 @@ from ase.constraints import FixAtoms
 
 from escaip_fairchem.errors import DataError
 
+from . import defaults
 from .checks import Problem, Reason
-from .schema import FloatArray, Structure, fixed_mask
+from .schema import FloatArray, Structure, fixed_mask, usable_cell
 from .units import ENERGY_UNITS, FORCE_UNITS, STRESS_UNITS
 
 # Per-atom arrays that a Structure holds or that labels are made of.
 STORED_ARRAYS = frozenset({"numbers", "positions", "tags", "move_mask"})
+# Under these names the identifiers that were not taken are kept, because the ones that were are stored as sid and fid.
+ORIGINAL = {"sid": "original_sid", "fid": "original_fid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class LabelOptions:
 
     Attributes:
         energy_key: Name of the energy among the results, or in ``info``.
-        forces_key: Name of the forces among the results, or of a per-atom array.
+        forces_key: Name of the forces among the results, of a per-atom array, or of an array in ``info``.
         stress_key: Name of the stress among the results, or in ``info``.
         id_key: Name in ``info`` of the system's identifier.
         energy_units: Key of ``ENERGY_UNITS``.
@@ -36,13 +39,13 @@ class LabelOptions:
         negate_stress: The file counts compression as positive, as VASP does.
     """
 
-    energy_key: str = "energy"
-    forces_key: str = "forces"
-    stress_key: str = "stress"
-    id_key: str = "sid"
-    energy_units: str = "eV"
-    force_units: str = "eV/Ang"
-    stress_units: str = "eV/Ang^3"
+    energy_key: str = defaults.ENERGY_KEY
+    forces_key: str = defaults.FORCES_KEY
+    stress_key: str = defaults.STRESS_KEY
+    id_key: str = defaults.ID_KEY
+    energy_units: str = defaults.ENERGY_UNITS
+    force_units: str = defaults.FORCE_UNITS
+    stress_units: str = defaults.STRESS_UNITS
     negate_stress: bool = False
 
     def __post_init__(self) -> None:
@@ -79,22 +82,21 @@ def to_structure(atoms: Atoms, source: str, index: int, options: LabelOptions) -
     """
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     sid, fid = _identify(atoms.info, source, index, options)
-    forces = _find(options.forces_key, results, atoms.arrays)
-    used = {options.energy_key, options.stress_key, options.id_key, "sid", "fid"}
-    info = {str(key): value for key, value in atoms.info.items() if key not in used and storable(value)}
+    forces = _find(options.forces_key, results, atoms.arrays, _arrays(atoms.info))
+    pbc = np.asarray(atoms.pbc, dtype=bool)
     return Structure(
         sid=sid,
         fid=fid,
         numbers=atoms.numbers.astype(np.int64),
         positions=np.asarray(atoms.positions, dtype=np.float64),
-        cell=np.asarray(atoms.cell.array, dtype=np.float64),
-        pbc=np.asarray(atoms.pbc, dtype=bool),
+        cell=usable_cell(np.asarray(atoms.cell.array, dtype=np.float64), pbc),
+        pbc=pbc,
         tags=atoms.get_tags().astype(np.int64),
         fixed=fixed_mask(atoms),
         energy=_energy(_find(options.energy_key, results, atoms.info), options),
         forces=None if forces is None else _forces(forces, len(atoms), options),
         stress=_stress(_find(options.stress_key, results, atoms.info), options),
-        info={**info, "converted_from": f"{source}:{index}"},
+        info={**_further_info(atoms, options), "converted_from": f"{source}:{index}"},
     )
 
 
@@ -108,10 +110,15 @@ def left_out(atoms: Atoms, options: LabelOptions) -> set[str]:
 
 
 def similar_keys(atoms: Atoms, label: str) -> list[str]:
-    """Name whatever else came with a structure that may be the label it seems to lack."""
-    results = set(atoms.calc.results) if atoms.calc is not None else set()
+    """Name whatever else came with a structure that may be the label it seems to lack: by its name or its shape."""
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
     stem = label.rstrip("s").lower()
-    return sorted(key for key in {*results, *map(str, atoms.info), *atoms.arrays} if stem in key.lower())
+    found = {key for key in {*results, *map(str, atoms.info), *atoms.arrays} if stem in key.lower()}
+    if label == "forces":
+        places = {**_arrays(atoms.info), **atoms.arrays}
+        known = {*STORED_ARRAYS, "momenta"}
+        found |= {str(key) for key, value in places.items() if key not in known and np.shape(value) == (len(atoms), 3)}
+    return sorted(found)
 
 
 def storable(value: Any) -> bool:
@@ -128,10 +135,40 @@ def storable(value: Any) -> bool:
 def _identify(info: Mapping[str, Any], source: str, index: int, options: LabelOptions) -> tuple[str, int]:
     """Take ``sid`` and ``fid`` from ``info``; without them the file and the position in it identify a structure."""
     sid = info.get(options.id_key)
-    fid = info.get("fid")
+    fid = _whole_number(info.get("fid"))
     if sid is None:
-        return f"{source}:{index}", 0
-    return str(sid), int(fid) if isinstance(fid, numbers.Integral) else index
+        return f"{source}:{index}", 0 if fid is None else fid
+    return str(sid), index if fid is None else fid
+
+
+def _whole_number(value: Any) -> int | None:
+    """Read a number of a frame however it was written: 7, 7.0, "7"; None where it is none, or too large to store."""
+    if not isinstance(value, str | int | float | np.integer | np.floating):
+        return None
+    try:
+        number = int(value)
+        same = isinstance(value, str) or number == value
+    except (ValueError, OverflowError):  # letters; NaN and infinity
+        return None
+    return number if same and abs(number) < 2**63 else None
+
+
+def _further_info(atoms: Atoms, options: LabelOptions) -> dict[str, Any]:
+    """Collect what is kept of ``info`` besides labels and identifiers, with identifiers that were not taken."""
+    used = {options.energy_key, options.stress_key, options.id_key, *ORIGINAL}
+    if options.forces_key in _arrays(atoms.info):
+        used.add(options.forces_key)
+    kept = {str(key): value for key, value in atoms.info.items() if key not in used}
+    if options.id_key != "sid" and atoms.info.get("sid") is not None:
+        kept[ORIGINAL["sid"]] = atoms.info["sid"]
+    if atoms.info.get("fid") is not None and _whole_number(atoms.info["fid"]) is None:
+        kept[ORIGINAL["fid"]] = atoms.info["fid"]
+    return {key: value for key, value in kept.items() if storable(value)}
+
+
+def _arrays(info: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Select from ``info`` what has entries of its own, as forces do."""
+    return {key: value for key, value in info.items() if isinstance(value, np.ndarray | list | tuple)}
 
 
 def _find(key: str, *places: Mapping[Any, Any]) -> Any:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from escaip_fairchem.errors import DataError
+from ase.io.formats import ioformats
+
+from escaip_fairchem.errors import DataError, nearest
 
 from .checks import Limits
+from .defaults import SHARD_ROWS
 from .labels import LabelOptions
+from .sources import DATABASE_FORMS
 from .splits import SplitOptions
-from .writer import SHARD_ROWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,19 @@ class ConvertOptions:
     shard_rows: int = SHARD_ROWS
 
     def __post_init__(self) -> None:
+        _check_format(self.form)
+        if self.subtract_references and "energy" not in self.limits.require:
+            raise DataError("--subtract-references needs the energy of every structure: add energy to --require")
         if self.subtract_references and not self.linear_references:
             raise DataError("--subtract-references needs references: leave out --no-linear-references")
         if (self.limit is not None and self.limit < 1) or self.shard_rows < 1:
             raise DataError(f"--limit and --shard-size must be at least 1, got {self.limit} and {self.shard_rows}")
+
+
+def _check_format(form: str | None) -> None:
+    if form is None or form in DATABASE_FORMS:
+        return
+    if form not in ioformats:
+        raise DataError(f"--format: ASE knows no format {form!r}{nearest(form, ioformats)}")
+    if not ioformats[form].can_read:
+        raise DataError(f"--format: ASE writes {form!r}, but cannot read it")

@@ -97,7 +97,7 @@ COLUMNS = (
     ("energy − references (eV)", ("referenced_energy_eV", "mean")),
     ("±", ("referenced_energy_eV", "spread")),
     ("force RMS (eV/Å)", ("force_component_rms_eV_per_A",)),
-    ("mean |F|", ("force_component_mean_absolute_eV_per_A",)),
+    ("mean |component|", ("force_component_mean_absolute_eV_per_A",)),
     ("largest |F|", ("force_largest_eV_per_A",)),
 )
 

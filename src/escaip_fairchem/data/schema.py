@@ -13,6 +13,7 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.geometry import complete_cell
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
@@ -31,7 +32,7 @@ class Structure:
         fid: Number of the frame within the system. ``(sid, fid)`` is unique in a data set.
         numbers: Atomic numbers, shape (N,).
         positions: Shape (N, 3), Å.
-        cell: Rows are the cell vectors, shape (3, 3), Å. Zero rows where there is no periodicity.
+        cell: Rows are the cell vectors, shape (3, 3), Å. Rows may be zero where there is no periodicity.
         pbc: Periodicity along each cell vector, shape (3,).
         tags: Shape (N,). In OC20: 0 below the surface, 1 at the surface, 2 adsorbate.
         fixed: True for atoms held in place, shape (N,).
@@ -77,6 +78,22 @@ def fixed_mask(atoms: Atoms) -> BoolArray:
     return mask
 
 
+def spanning_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
+    """Put vectors at right angles to the periodic ones, which are independent, in place of all others."""
+    return np.asarray(complete_cell(np.where(pbc[:, None], cell, 0.0)), dtype=np.float64)
+
+
+def usable_cell(cell: FloatArray, pbc: BoolArray) -> FloatArray:
+    """Return the cell as fairchem can read it: it inverts cells, whether they are periodic or not.
+
+    Vectors without periodicity become zero, which stands for "none", where the cell has no volume because of them.
+    """
+    vectors = cell[cell.any(axis=1)]
+    if len(vectors) == 0 or not np.isfinite(cell).all() or np.linalg.matrix_rank(vectors) == len(vectors):
+        return cell
+    return np.where(pbc[:, None], cell, 0.0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameTable:
     """Numbers about n structures, one row each; NaN where a label is missing.
@@ -97,7 +114,7 @@ class FrameTable:
     sid: NDArray[np.str_]
     fid: IntArray
     natoms: IntArray
-    composition: NDArray[np.uint16]
+    composition: NDArray[np.uint32]
     energy: FloatArray
     free_atoms: IntArray
     force_squares: FloatArray
@@ -115,7 +132,7 @@ class FrameTable:
     @classmethod
     def of(cls, structures: Sequence[Structure]) -> FrameTable:
         """Gather the numbers of some structures."""
-        rows = [_row(structure) for structure in structures]
+        rows = [numbers_of(structure) for structure in structures]
         columns = {name: [row[name] for row in rows] for name in cls.__dataclass_fields__}
         return cls.from_columns(columns)
 
@@ -124,7 +141,7 @@ class FrameTable:
         """Build the table from one sequence per column; no rows at all are fine."""
         count = len(columns["natoms"])
         shapes = {"composition": (count, LARGEST_ATOMIC_NUMBER + 1), "stress": (count, 6)}
-        kinds: dict[str, Any] = {"sid": np.str_, "composition": np.uint16}
+        kinds: dict[str, Any] = {"sid": np.str_, "composition": np.uint32}
         kinds |= dict.fromkeys(("fid", "natoms", "free_atoms"), np.int64)
         arrays = {
             name: np.asarray(columns[name], dtype=kinds.get(name, np.float64)).reshape(shapes.get(name, (count,)))
@@ -142,7 +159,8 @@ class FrameTable:
         )
 
 
-def _row(structure: Structure) -> dict[str, Any]:
+def numbers_of(structure: Structure) -> dict[str, Any]:
+    """Return a structure's row of the table, by column."""
     nothing = float("nan")
     squares = absolutes = largest = nothing
     if structure.forces is not None:
@@ -153,7 +171,7 @@ def _row(structure: Structure) -> dict[str, Any]:
         "sid": structure.sid,
         "fid": structure.fid,
         "natoms": len(structure),
-        "composition": np.bincount(structure.numbers, minlength=LARGEST_ATOMIC_NUMBER + 1),
+        "composition": np.bincount(structure.numbers, minlength=LARGEST_ATOMIC_NUMBER + 1).astype(np.uint32),
         "energy": nothing if structure.energy is None else structure.energy,
         "free_atoms": int((~structure.fixed).sum()),
         "force_squares": squares,

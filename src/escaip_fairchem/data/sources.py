@@ -5,7 +5,10 @@ from __future__ import annotations
 import glob
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
@@ -16,6 +19,7 @@ import ase.io
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError, filetype, get_compression, open_with_compression
 from ase.io.trajectory import Trajectory
+from ase.io.vasp import iread_vasp_out
 
 from escaip_fairchem.errors import DataError
 
@@ -24,7 +28,10 @@ from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
 Kind = Literal["xyz", "database", "trajectory", "other"]
 CHUNK_FRAMES = 500
 NO_STRUCTURE = "the file holds no structure"
-DATABASE_SUFFIXES = (".db", ".aselmdb", ".json")
+NO_FILE = "neither a file nor a folder: a link to nothing, or a device"
+DATABASE_FORMS = ("db", "aselmdb", "json")
+# ASE reads these to the end before it hands over the first structure; its own iterators do not.
+STREAMS: Mapping[str, Callable[..., Iterator[Atoms]]] = {"vasp-out": iread_vasp_out}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,25 +104,35 @@ def find_files(inputs: Sequence[str], *, exclude: Path) -> list[Source]:
     """
     paths: dict[Path, Path] = {}
     for given in inputs:
-        found = [path for path in _expand(given) if exclude.resolve() not in path.resolve().parents]
+        found = [path for path in _expand(given) if real_path(exclude) not in real_path(path).parents]
         if not found:
             raise DataError(f"no file matches {given!r}; give files, folders or patterns such as 'runs/*/OUTCAR'")
         for path in found:
-            paths.setdefault(path.resolve(), path)
+            paths.setdefault(real_path(path), path)
     resolved = list(paths)
     shared = Path(commonpath([path.parent for path in resolved]))
     return [Source(path=given, name=path.relative_to(shared).as_posix()) for path, given in paths.items()]
 
 
+def real_path(path: Path) -> Path:
+    """Follow links as far as they lead; ``Path.resolve`` fails on those that lead to themselves."""
+    return Path(os.path.realpath(path))
+
+
 def _expand(given: str) -> list[Path]:
+    """Name what an input stands for; what is no file is among it, so that the report can say so."""
     path = Path(given).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        inside = (item for item in path.rglob("*") if item.is_file())
-        return sorted(item for item in inside if not _is_hidden(item.relative_to(path)))
+    if os.path.lexists(path):
+        return _inside(path)
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 (absolute patterns)
-    return [file for match in matches for file in ([match] if match.is_file() else _expand(str(match)))]
+    return [file for match in matches for file in _inside(match)]
+
+
+def _inside(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    items = (item for item in path.rglob("*") if not item.is_dir())
+    return sorted(item for item in items if not _is_hidden(item.relative_to(path)))
 
 
 def _is_hidden(path: Path) -> bool:
@@ -151,12 +168,15 @@ def _numbered(chunk: Chunk, number: int) -> Chunk:
 
 def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[Chunk]:
     """Divide one file; whatever is wrong with it is said in a chunk's ``failure``, for the report."""
+    if not source.path.is_file():  # opening it could wait for ever
+        yield Chunk(number=0, source=source, kind="other", form="", failure=NO_FILE)
+        return
     try:
         kind, recognised = _recognise(source.path, form)
         if kind == "xyz" and get_compression(str(source.path))[1] is None:
             yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
         elif kind == "database":
-            rows = _row_ids(source.path)[:limit]
+            rows = _row_ids(source.path, recognised)[:limit]
             yield from _equal_chunks(source, kind, recognised, len(rows), rows)
         elif kind == "trajectory":
             with Trajectory(source.path) as trajectory:
@@ -169,22 +189,34 @@ def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[
 
 
 def _recognise(path: Path, form: str | None) -> tuple[Kind, str]:
-    if path.suffix in DATABASE_SUFFIXES and form is None:
+    if path.suffix[1:] in DATABASE_FORMS and form in (None, *DATABASE_FORMS):
         return "database", path.suffix[1:]
     recognised = form or filetype(str(path))
     kinds: dict[str, Kind] = {"extxyz": "xyz", "xyz": "xyz", "traj": "trajectory"}
+    kinds |= dict.fromkeys(DATABASE_FORMS, "database")
     return kinds.get(recognised, "other"), recognised
 
 
-def _row_ids(path: Path) -> list[int]:
-    with ase.db.connect(path, **_connect_options(path)) as database:
-        if path.suffix == ".aselmdb":  # it lists its ids, and would decode every row to select them
+def _row_ids(path: Path, form: str) -> list[int]:
+    with _connect(path, form) as database:
+        if form == "aselmdb":  # it lists its ids, and would decode every row to select them
             return list(database.ids)
         return [row.id for row in database.select(include_data=False)]
 
 
-def _connect_options(path: Path) -> dict[str, bool]:
-    return {"readonly": True, "use_lock_file": False} if path.suffix == ".aselmdb" else {}
+def _connect(path: Path, form: str) -> ase.db.core.Database:
+    if form == "db":
+        _require_systems(path)
+    options = {"readonly": True, "use_lock_file": False} if form == "aselmdb" else {}
+    return ase.db.connect(path, type=form, **options)
+
+
+def _require_systems(path: Path) -> None:
+    """Refuse SQLite files of other programs: ASE makes its tables in any that lacks them, even to read it."""
+    with closing(sqlite3.connect(f"{real_path(path).as_uri()}?mode=ro", uri=True)) as database:
+        found = database.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'systems'").fetchone()
+    if found is None:
+        raise DataError("an SQLite file, but no database of ASE: it has no table 'systems'")
 
 
 def _xyz_chunks(source: Source, form: str, index: FrameIndex) -> Iterator[Chunk]:
@@ -234,8 +266,7 @@ def _parse_xyz(text: bytes) -> Atoms:
 
 
 def _read_rows(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
-    path = chunk.source.path
-    with ase.db.connect(path, **_connect_options(path)) as database:
+    with _connect(chunk.source.path, chunk.form) as database:
         for number in chunk.rows:
             yield _attempt(_row_to_atoms, database, number)
 
@@ -256,6 +287,10 @@ def _read_trajectory(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
 
 
 def _read_other(chunk: Chunk) -> Iterator[Atoms]:
+    if chunk.form in STREAMS:
+        with open_with_compression(str(chunk.source.path), "r") as stream:
+            yield from STREAMS[chunk.form](stream, index=slice(None))
+        return
     yield from ase.io.iread(str(chunk.source.path), index=":", format=chunk.form)
 
 
@@ -271,6 +306,6 @@ def describe(error: Exception) -> str:
     if isinstance(error, UnknownFileTypeError):
         return "no reader of ASE recognises this file"
     text = " ".join(str(error).split())
-    if isinstance(error, BrokenFrameError):
+    if isinstance(error, BrokenFrameError | DataError):
         return text
     return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

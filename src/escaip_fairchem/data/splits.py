@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from escaip_fairchem.errors import DataError
 
+from .defaults import SEED, SPLIT
 from .schema import IntArray
 
 SPLITS = ("train", "val", "test")
@@ -27,11 +28,12 @@ class SplitOptions:
         shuffle: Shuffle before dividing. Otherwise the splits are consecutive pieces in the order of the sources.
     """
 
-    parts: tuple[float, ...] = (0.9, 0.05, 0.05)
-    seed: int = 0
+    parts: tuple[float, ...] = SPLIT
+    seed: int = SEED
     shuffle: bool = True
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         shown = " ".join(f"{part:g}" for part in self.parts)
         if not 1 <= len(self.parts) <= len(SPLITS) or not all(part >= 0 for part in self.parts):
             raise DataError(f"--split takes one to three numbers, none negative, for train, val and test; got {shown}")
@@ -51,7 +53,8 @@ class SplitOptions:
     def sizes(self, count: int) -> list[int]:
         """Number of structures per split, out of ``count``.
 
-        Fractions use all of them, and give each split that is asked for one structure at least where they suffice.
+        Fractions use all of them, and give each split that is asked for one structure at least where they suffice;
+        the first one goes to the training split.
 
         Raises:
             DataError: More are asked for than there are.
@@ -68,12 +71,21 @@ class SplitOptions:
         for split in np.argsort(-(exact - sizes), kind="stable")[: count - int(sizes.sum())]:
             sizes[split] += 1
         wanted = [split for split, part in enumerate(self.parts) if part > 0]
-        if count >= len(wanted):
-            for split in wanted:
-                if sizes[split] == 0:
-                    sizes[np.argmax(sizes)] -= 1
-                    sizes[split] += 1
+        for split in wanted if count >= len(wanted) else wanted[: min(count, 1)]:
+            if sizes[split] == 0:
+                sizes[np.argmax(sizes)] -= 1
+                sizes[split] += 1
         return [int(size) for size in sizes]
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        DataError: It is negative.
+    """
+    if seed < 0:
+        raise DataError(f"--seed must be a whole number, 0 or above; got {seed}")
 
 
 def divide(count: int, options: SplitOptions, groups: NDArray[np.str_] | None = None) -> dict[str, IntArray]:
@@ -119,10 +131,13 @@ def _divide_groups(order: IntArray, groups: NDArray[np.str_], sizes: Sequence[in
 
 
 def _fill_empty(home: IntArray, count: IntArray, sizes: Sequence[int]) -> None:
-    """Give the smallest group of the split with most groups to any split that was asked for and got none."""
+    """Give the smallest group of the split with most groups to any split that was asked for and got none.
+
+    The only group there is goes to the training split, without which nothing can be fitted.
+    """
     for split, size in enumerate(sizes):
         groups_per_split = np.bincount(home, minlength=len(sizes))
         donor = int(np.argmax(groups_per_split))
-        if size > 0 and groups_per_split[split] == 0 and groups_per_split[donor] > 1:
+        if size > 0 and groups_per_split[split] == 0 and (groups_per_split[donor] > 1 or split == 0):
             candidates = np.flatnonzero(home == donor)
             home[candidates[np.argmin(count[candidates])]] = split

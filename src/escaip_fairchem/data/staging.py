@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from ase import Atoms
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from .checks import Limits, Problem, Reason, find_problem
 from .labels import LabelError, LabelOptions, left_out, similar_keys, to_structure
-from .schema import FrameTable, IntArray, Structure
-from .sources import Chunk, Unreadable, read_chunk
+from .schema import FrameTable, IntArray, Structure, numbers_of
+from .sources import Chunk, Unreadable, describe, read_chunk
 from .writer import encode_ase_row, save_npz
 
 NO_GROUP = ""
+COLUMNS = tuple(FrameTable.__dataclass_fields__)
 MISSING = {Reason.MISSING_ENERGY: "energy", Reason.MISSING_FORCES: "forces", Reason.MISSING_STRESS: "stress"}
 
 
@@ -62,12 +63,30 @@ class StagedChunk:
 
 @dataclass
 class _Harvest:
-    structures: list[Structure] = field(default_factory=list)
+    """What is known of a chunk so far: numbers about its structures, never the structures themselves."""
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     positions: list[int] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     skipped: list[tuple[int, Reason, str]] = field(default_factory=list)
     left_out: set[str] = field(default_factory=set)
+
+    def add(self, usable: _Usable, position: int, length: int) -> None:
+        for name, value in usable.numbers.items():
+            self.columns[name].append(value)
+        self.positions.append(position)
+        self.groups.append(usable.group)
+        self.lengths.append(length)
+        self.left_out |= usable.left_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Usable:
+    row: bytes
+    numbers: dict[str, Any]
+    group: str
+    left_out: set[str]
 
 
 def stage_chunk(chunk: Chunk, *, options: StagingOptions, folder: Path) -> int:
@@ -102,17 +121,28 @@ def stager(options: StagingOptions, folder: Path) -> partial[int]:
 def _harvest(chunk: Chunk, options: StagingOptions, file: BinaryIO) -> _Harvest:
     harvest = _Harvest()
     for position, item in enumerate(read_chunk(chunk), start=chunk.start):
-        outcome = _examine(item, chunk, position, options)
+        try:
+            outcome = _process(item, chunk, position, options)
+        except Exception as error:  # noqa: BLE001 (one odd structure must not stop a conversion; the report names it)
+            outcome = Problem(Reason.UNEXPECTED, describe(error))
         if isinstance(outcome, Problem):
             harvest.skipped.append((position, outcome.reason, outcome.detail))
-            continue
-        assert isinstance(item, Atoms)
-        harvest.structures.append(outcome)
-        harvest.positions.append(position)
-        harvest.groups.append(_group(item, chunk, options.group_key))
-        harvest.lengths.append(file.write(encode_ase_row(outcome)))
-        harvest.left_out |= left_out(item, options.labels)
+        else:
+            harvest.add(outcome, position, file.write(outcome.row))
     return harvest
+
+
+def _process(item: Atoms | Unreadable, chunk: Chunk, position: int, options: StagingOptions) -> _Usable | Problem:
+    outcome = _examine(item, chunk, position, options)
+    if isinstance(outcome, Problem):
+        return outcome
+    assert isinstance(item, Atoms)
+    return _Usable(
+        row=encode_ase_row(outcome),
+        numbers=numbers_of(outcome),
+        group=_group(item, chunk, options.group_key),
+        left_out=left_out(item, options.labels),
+    )
 
 
 def _examine(item: Atoms | Unreadable, chunk: Chunk, position: int, options: StagingOptions) -> Structure | Problem:
@@ -157,12 +187,12 @@ def _summary_path(folder: Path, number: int) -> Path:
 
 
 def _save(path: Path, harvest: _Harvest) -> None:
-    table = FrameTable.of(harvest.structures)
+    table = FrameTable.from_columns(harvest.columns)
     offsets = np.cumsum([0, *harvest.lengths])[:-1]
     skipped = harvest.skipped
     save_npz(
         path,
-        **{f"table_{name}": getattr(table, name) for name in FrameTable.__dataclass_fields__},
+        **{f"table_{name}": getattr(table, name) for name in COLUMNS},
         position=np.array(harvest.positions, dtype=np.int64),
         group=np.array(harvest.groups, dtype=np.str_),
         offset=offsets.astype(np.int64),
@@ -179,7 +209,7 @@ def load_staged(folder: Path, number: int) -> StagedChunk:
     with np.load(_summary_path(folder, number)) as saved:
         skipped = zip(saved["skipped_position"], saved["skipped_reason"], saved["skipped_detail"], strict=True)
         return StagedChunk(
-            table=FrameTable(**{name: saved[f"table_{name}"] for name in FrameTable.__dataclass_fields__}),
+            table=FrameTable(**{name: saved[f"table_{name}"] for name in COLUMNS}),
             position=saved["position"],
             group=saved["group"],
             offset=saved["offset"],

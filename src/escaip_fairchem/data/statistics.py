@@ -14,7 +14,7 @@ from .schema import FloatArray, FrameTable
 SMALLEST_SPREAD = 1e-6
 
 
-def fit_element_references(composition: NDArray[np.uint16], energy: FloatArray) -> FloatArray:
+def fit_element_references(composition: NDArray[np.uint32], energy: FloatArray) -> FloatArray:
     """Fit one energy per element so that their sums come closest to the energies, in the sense of least squares.
 
     Structures of equal composition enter as their mean, weighted by their number: the same solution as with one

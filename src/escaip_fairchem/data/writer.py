@@ -21,12 +21,12 @@ import numpy as np
 from ase.constraints import FixAtoms
 from ase_db_backends.aselmdb import decode_bytestream, encode_object
 
+from .defaults import SHARD_ROWS
 from .schema import Structure
 
 Format = Literal["aselmdb", "lmdb"]
 ROWS_PER_TRANSACTION = 1000
 FIRST_MAP_SIZE = 1 << 28
-SHARD_ROWS = 50_000
 
 
 def encode_ase_row(structure: Structure) -> bytes:

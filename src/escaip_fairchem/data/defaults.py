@@ -1,0 +1,25 @@
+"""What applies where a user says nothing. Imports nothing, so that ``--help`` shows it at once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+ENERGY_KEY = "energy"
+FORCES_KEY = "forces"
+STRESS_KEY = "stress"
+ID_KEY = "sid"
+ENERGY_UNITS = "eV"
+FORCE_UNITS = "eV/Ang"
+STRESS_UNITS = "eV/Ang^3"
+
+REQUIRE = ("energy", "forces")
+MIN_DISTANCE = 0.5  # Å
+MAX_FORCE = 50.0  # eV/Å
+
+SPLIT = (0.9, 0.05, 0.05)
+SEED = 0
+SHARD_ROWS = 50_000
+
+DEMO_TRAIN = 2000
+DEMO_EVALUATED = 200
+DEMO_FORMATS: Final = ("lmdb", "aselmdb")
