@@ -166,7 +166,7 @@ def test_a_finished_set_is_kept_and_another_refused(demo: Path):
 def test_what_an_interrupted_run_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     options = DemoOptions(train=1, val=0, test=0, formats=("aselmdb",))
     monkeypatch.setattr(
-        "escaip_fairchem.data.demo_set.finish", lambda claimed: (_ for _ in ()).throw(KeyboardInterrupt)
+        "escaip_fairchem.data.demo_set.publish", lambda claimed: (_ for _ in ()).throw(KeyboardInterrupt)
     )
     with pytest.raises(KeyboardInterrupt):
         write_demo(tmp_path / "set", options)

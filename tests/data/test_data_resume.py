@@ -17,8 +17,9 @@ from structure_cases import molecule, slab
 
 from escaip_fairchem.data import sources, staging
 from escaip_fairchem.data.checks import Limits
+from escaip_fairchem.data.claims import claim
 from escaip_fairchem.data.convert import convert
-from escaip_fairchem.data.manifest import Manifest, claim
+from escaip_fairchem.data.manifest import Manifest
 from escaip_fairchem.data.options import ConvertOptions
 from escaip_fairchem.data.splits import SplitOptions
 from escaip_fairchem.errors import DataError
@@ -187,7 +188,7 @@ convert([sys.argv[1]], Path(sys.argv[2]), ConvertOptions(split=SplitOptions(part
 def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path, inputs: list[str]):
     out = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", SLOW_READER, inputs[0], str(out), "slow"])
-    done = out / ".partial" / "chunk-000002.npz"
+    done = out / ".partial" / "read" / "chunk-000002.npz"
     deadline = time.monotonic() + 120
     while not done.exists():
         assert process.poll() is None, "it ended before it could be killed"
@@ -199,7 +200,7 @@ def test_a_killed_conversion_goes_on_where_it_was(tmp_path: Path, inputs: list[s
     assert not (out / "train").exists()
     assert not (out / "dataset.yml").exists()
     with pytest.raises(DataError, match="holds the unfinished work of a run"):
-        convert(inputs, out, ConvertOptions())
+        convert(inputs, out, ConvertOptions(split=OPTIONS.split, limits=Limits(max_force=9.0)))
     assert done.stat().st_mtime_ns == stamp
     subprocess.run([sys.executable, "-c", SLOW_READER, inputs[0], str(out), "fast"], check=True)
     subprocess.run([sys.executable, "-c", SLOW_READER, inputs[0], str(tmp_path / "whole"), "fast"], check=True)

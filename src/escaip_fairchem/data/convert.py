@@ -1,7 +1,7 @@
 """Convert labelled structures from anything ASE reads into an ASE-LMDB data set for fairchem.
 
 Chunks of structures are read, checked and encoded in parallel and kept in ``OUT/.partial``; then the rows are sorted
-into splits, statistics are fitted to the training split, and every file appears under its name only when it is
+into splits, statistics are fitted to the training split, and files appear under their names only when all of them are
 complete. The chunks, their order and the random numbers depend on the input and the options alone, so any number of
 workers, interrupted any number of times, writes the same rows.
 """
@@ -19,22 +19,25 @@ import numpy as np
 from escaip_fairchem.errors import DataError
 
 from .checks import LABELS, Reason
+from .claims import Claim, abandon, claim, keep, publish
 from .collection import Collection, collect, groups_for_split
 from .dataset_yaml import Section, render
-from .manifest import Claim, Manifest, abandon, claim, finish, place
+from .manifest import Manifest
 from .notes import notes
 from .options import ConvertOptions
 from .pool import ordered_map
 from .progress import track
 from .report import full_text, skip_table, summarize
 from .schema import FloatArray, FrameTable, IntArray
-from .sources import Source, find_files, plan_chunks
+from .sources import Source, find_files, plan_chunks, real_path
 from .splits import SPLITS, divide
 from .staging import StagingOptions, stager
 from .statistics import Normalizer, fit_element_references, fit_normalizers
 from .writer import rewrite_ase_row, save_npz, save_text, write_split
 
 REFERENCES = "element_references.npz"
+# Options that matter only once everything has been read.
+LATER = ("split", "linear_references", "subtract_references", "shard_rows")
 OUTPUTS = (*SPLITS, "dataset.yml", "dataset_conservative.yml", REFERENCES, "summary.json", "report.txt")
 
 
@@ -73,37 +76,41 @@ def convert(
         DataError: Nothing matches, nothing is usable, or the folder holds something else.
     """
     sources = find_files(inputs, exclude=out)
-    manifest = Manifest.of("escaip data convert", {**asdict(options), "inputs": _fingerprints(sources)})
+    decides = {**asdict(options), "inputs": _fingerprints(sources)}
+    manifest = Manifest.of("escaip data convert", decides, later=LATER)
     with claim(out, manifest, outputs=OUTPUTS, overwrite=overwrite) as claimed:
         if claimed.complete:
             return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
         chunks = plan_chunks(sources, form=options.form, limit=options.limit)
-        stage = stager(StagingOptions(options.labels, options.limits, options.split_by), claimed.partial)
+        claimed.staged.mkdir(exist_ok=True)
+        stage = stager(StagingOptions(options.labels, options.limits, options.split_by), claimed.staged)
         for _ in track(
             ordered_map(stage, chunks, workers), total=len(chunks), title="reading", unit="chunks", show=show_progress
         ):
             pass
-        collection = collect(chunks, claimed.partial, options.limit)
-        splits = _divide_or_abandon(collection, options, claimed)
+        collection = collect(chunks, claimed.staged, options.limit)
+        splits = _divide(collection, options, claimed)
         summary = _write_all(collection, splits, options, claimed, show_progress)
-        finish(claimed)
+        publish(claimed)
     return summary
 
 
 def _fingerprints(sources: Sequence[Source]) -> list[list[Any]]:
-    states = [(source.path.resolve(), source.path.stat()) for source in sources]
+    # A link to nothing has no file whose state could be asked for.
+    states = [(real_path(source.path), source.path.stat(follow_symlinks=source.path.exists())) for source in sources]
     return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
 
-def _divide_or_abandon(collection: Collection, options: ConvertOptions, claimed: Claim) -> dict[str, IntArray]:
-    """Divide the structures; where that cannot be done, leave the folder free for another attempt."""
+def _divide(collection: Collection, options: ConvertOptions, claimed: Claim) -> dict[str, IntArray]:
+    """Divide the structures; where that cannot be done, free the folder, but keep what was read if it is any use."""
+    if len(collection) == 0:
+        abandon(claimed)
+        raise DataError(f"nothing usable was found:\n{skip_table(collection.skipped)}{_advice(collection)}")
     try:
-        if len(collection) == 0:
-            raise DataError(f"nothing usable was found:\n{skip_table(collection.skipped)}{_advice(collection)}")
         groups = None if options.split_by is None else groups_for_split(collection, options.split_by)
         return divide(len(collection), options.split, groups)
     except DataError:
-        abandon(claimed)
+        keep(claimed)
         raise
 
 
@@ -116,25 +123,24 @@ def _advice(collection: Collection) -> str:
 def _write_all(
     collection: Collection, splits: Mapping[str, IntArray], options: ConvertOptions, claimed: Claim, show: bool
 ) -> dict[str, Any]:
+    claimed.begin_writing()
     fit = _fit(collection.table, splits["train"], options)
     used = [split for split, rows in splits.items() if len(rows)]
     for split in used:
         rows = splits[split]
         write_split(
-            claimed.partial / split,
+            claimed.new / split,
             track(_rows(collection, rows, fit, options, claimed), total=len(rows), title=split, unit="rows", show=show),
             collection.table.natoms[rows].tolist(),
             "aselmdb",
             shard_rows=options.shard_rows,
         )
-    files = _write_sections(fit, used, options, claimed)
+    _write_sections(fit, used, options, claimed)
     tables = {split: collection.table.take(rows) for split, rows in splits.items()}
     summary = summarize(collection, tables, fit.references, fit.normalizers)
     summary["notes"] = notes(collection, splits, options, fit.labels, fit.normalizers)
-    save_text(claimed.partial / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    save_text(claimed.partial / "report.txt", full_text(summary) + "\n")
-    for name in [*used, *files, "summary.json", "report.txt"]:
-        place(claimed, name)
+    save_text(claimed.new / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    save_text(claimed.new / "report.txt", full_text(summary) + "\n")
     return summary
 
 
@@ -159,7 +165,7 @@ def _rows(
 ) -> Iterator[bytes]:
     """Yield the encoded rows of a split, with a new identifier or energy where one is called for."""
     renamed = set(collection.renamed.tolist())
-    for row, encoded in zip(rows.tolist(), collection.rows(rows, claimed.partial), strict=True):
+    for row, encoded in zip(rows.tolist(), collection.rows(rows, claimed.staged), strict=True):
         subtract = None
         if options.subtract_references and fit.references is not None:
             subtract = float(collection.table.composition[row].astype(np.float64) @ fit.references)
@@ -169,12 +175,10 @@ def _rows(
             yield encoded
 
 
-def _write_sections(fit: _Fit, used: Sequence[str], options: ConvertOptions, claimed: Claim) -> list[str]:
-    """Write references and dataset sections; return the names of the files."""
-    files = ["dataset.yml"]
+def _write_sections(fit: _Fit, used: Sequence[str], options: ConvertOptions, claimed: Claim) -> None:
+    """Write references and dataset sections."""
     if fit.references is not None:
-        save_npz(claimed.partial / REFERENCES, element_references=fit.references)
-        files.append(REFERENCES)
+        save_npz(claimed.new / REFERENCES, element_references=fit.references)
     named = fit.references is not None and not options.subtract_references
     section = Section(
         folder=claimed.out,
@@ -184,8 +188,6 @@ def _write_sections(fit: _Fit, used: Sequence[str], options: ConvertOptions, cla
         normalizers=fit.normalizers,
         references=claimed.out / REFERENCES if named else None,
     )
-    save_text(claimed.partial / "dataset.yml", render(section))
+    save_text(claimed.new / "dataset.yml", render(section))
     if {"energy", "forces"} <= fit.labels:
-        save_text(claimed.partial / "dataset_conservative.yml", render(section.conservative()))
-        files.append("dataset_conservative.yml")
-    return files
+        save_text(claimed.new / "dataset_conservative.yml", render(section.conservative()))

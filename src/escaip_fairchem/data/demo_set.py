@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,13 +12,15 @@ from ase.io import write
 
 from escaip_fairchem.errors import DataError
 
-from . import emt_demo
+from . import defaults, emt_demo
+from .claims import claim, publish
 from .dataset_yaml import Section, render
-from .manifest import Manifest, claim, finish, place
+from .manifest import Manifest
 from .pool import ordered_map
 from .progress import track
 from .report import split_summary
 from .schema import FrameTable, Structure
+from .splits import check_seed
 from .statistics import fit_normalizers
 from .writer import Format, encode_ase_row, encode_classic_row, save_text, write_split
 
@@ -39,13 +40,14 @@ class DemoOptions:
         formats: Formats to write.
     """
 
-    train: int = 2000
-    val: int = 200
-    test: int = 200
-    seed: int = 0
-    formats: tuple[Format, ...] = ("lmdb", "aselmdb")
+    train: int = defaults.DEMO_TRAIN
+    val: int = defaults.DEMO_EVALUATED
+    test: int = defaults.DEMO_EVALUATED
+    seed: int = defaults.SEED
+    formats: tuple[Format, ...] = defaults.DEMO_FORMATS
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.train < 1 or self.val < 0 or self.test < 0:
             raise DataError(
                 f"the demonstration set needs at least one training frame and no negative numbers, "
@@ -76,13 +78,10 @@ def write_demo(
         if claimed.complete:
             return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
         # A set takes less than a minute: what an interrupted run left is made again from the start.
-        shutil.rmtree(claimed.partial, ignore_errors=True)
-        claimed.partial.mkdir(parents=True)
+        claimed.begin_writing()
         structures = _generate(options, workers, show_progress)
-        summary = _write_all(out, claimed.partial, options, structures)
-        for name in [*options.formats, "relax_start.extxyz", "relax_emt.extxyz", "summary.json"]:
-            place(claimed, name)
-        finish(claimed)
+        summary = _write_all(out, claimed.new, options, structures)
+        publish(claimed)
     return summary
 
 
@@ -102,14 +101,12 @@ def _generate(options: DemoOptions, workers: int, show_progress: bool) -> dict[s
     return {split: list(islice(made[split], count)) for split, count in counts.items()}
 
 
-def _write_all(
-    out: Path, partial: Path, options: DemoOptions, structures: dict[str, list[Structure]]
-) -> dict[str, Any]:
+def _write_all(out: Path, new: Path, options: DemoOptions, structures: dict[str, list[Structure]]) -> dict[str, Any]:
     tables = {split: FrameTable.of(frames) for split, frames in structures.items()}
     for form in options.formats:
         for split, frames in structures.items():
             if frames:
-                write_split(partial / form / split, map(ENCODERS[form], frames), tables[split].natoms.tolist(), form)
+                write_split(new / form / split, map(ENCODERS[form], frames), tables[split].natoms.tolist(), form)
         normalizers = fit_normalizers(tables["train"], None)
         section = Section(
             folder=out / form,
@@ -119,12 +116,12 @@ def _write_all(
             normalizers=normalizers,
             references=None,
         )
-        save_text(partial / form / "dataset.yml", render(section))
-        save_text(partial / form / "dataset_conservative.yml", render(section.conservative()))
+        save_text(new / form / "dataset.yml", render(section))
+        save_text(new / form / "dataset_conservative.yml", render(section.conservative()))
     for name, atoms in zip(
         ("relax_start.extxyz", "relax_emt.extxyz"), emt_demo.relaxation_start(options.seed), strict=True
     ):
-        write(partial / name, atoms, format="extxyz")
+        write(new / name, atoms, format="extxyz")
     summary: dict[str, Any] = {"splits": {split: split_summary(table) for split, table in tables.items()}}
-    save_text(partial / "summary.json", json.dumps(summary, indent=2) + "\n")
+    save_text(new / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
