@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from escaip_fairchem.data import defaults
+from escaip_fairchem.data.pool import available_cores
 
 if TYPE_CHECKING:
     from escaip_fairchem.data.options import ConvertOptions
@@ -43,24 +45,34 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reading")
     group.add_argument("--format", metavar="NAME", help="ASE's name of the input's format (default: recognise each)")
     group.add_argument("--limit", type=int, metavar="N", help="read N structures at most, the first ones")
-    for label, default in (("energy", "energy"), ("forces", "forces"), ("stress", "stress")):
+    keys = {"energy": defaults.ENERGY_KEY, "forces": defaults.FORCES_KEY, "stress": defaults.STRESS_KEY}
+    for label, default in keys.items():
         group.add_argument(
             f"--{label}-key", default=default, metavar="KEY", help=f"name of the {label} (default: %(default)s)"
         )
     group.add_argument(
-        "--id-key", default="sid", metavar="KEY", help="info entry that identifies a system (default: %(default)s)"
+        "--id-key",
+        default=defaults.ID_KEY,
+        metavar="KEY",
+        help="info entry that identifies a system (default: %(default)s)",
     )
     group.add_argument(
-        "--energy-units", default="eV", metavar="UNIT", help="eV, meV, Hartree, kcal/mol, … (default: eV)"
+        "--energy-units",
+        default=defaults.ENERGY_UNITS,
+        metavar="UNIT",
+        help="eV, meV, Hartree, kcal/mol, … (default: %(default)s)",
     )
     group.add_argument(
         "--force-units",
-        default="eV/Ang",
+        default=defaults.FORCE_UNITS,
         metavar="UNIT",
         help="eV/Ang, Hartree/Bohr, kcal/mol/Ang, … (default: %(default)s)",
     )
     group.add_argument(
-        "--stress-units", default="eV/Ang^3", metavar="UNIT", help="eV/Ang^3, GPa, kBar, … (default: %(default)s)"
+        "--stress-units",
+        default=defaults.STRESS_UNITS,
+        metavar="UNIT",
+        help="eV/Ang^3, GPa, kBar, … (default: %(default)s)",
     )
     group.add_argument(
         "--negate-stress", action="store_true", help="the input counts compression as positive, as VASP does"
@@ -71,21 +83,21 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what is usable (the rest is reported)")
     group.add_argument(
         "--require",
-        default="energy,forces",
+        default=",".join(defaults.REQUIRE),
         metavar="LABELS",
         help="labels a structure must have, out of energy, forces and stress (default: %(default)s)",
     )
     group.add_argument(
         "--min-distance",
         type=float,
-        default=0.5,
+        default=defaults.MIN_DISTANCE,
         metavar="Å",
         help="closer atoms overlap; 0: any (default: %(default)s)",
     )
     group.add_argument(
         "--max-force",
         type=float,
-        default=50.0,
+        default=defaults.MAX_FORCE,
         metavar="eV/Å",
         help="largest |F| of any atom; inf: any (default: %(default)s)",
     )
@@ -97,14 +109,17 @@ def _add_splits(parser: argparse.ArgumentParser) -> None:
         "--split",
         nargs="+",
         type=float,
-        default=[0.9, 0.05, 0.05],
+        default=list(defaults.SPLIT),
         metavar="PART",
-        help="train, val and test, as fractions that add up to 1 or as counts (default: 0.9 0.05 0.05)",
+        help="train, val and test, as fractions that add up to 1 or as counts "
+        f"(default: {' '.join(map(str, defaults.SPLIT))})",
     )
     group.add_argument(
         "--split-by", metavar="KEY", help="info entry whose values never span two splits; 'file' for whole files"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="decides the shuffling (default: %(default)s)")
+    group.add_argument(
+        "--seed", type=int, default=defaults.SEED, metavar="N", help="decides the shuffling (default: %(default)s)"
+    )
     group.add_argument(
         "--shuffle",
         action=argparse.BooleanOptionalAction,
@@ -127,7 +142,11 @@ def _add_references(parser: argparse.ArgumentParser) -> None:
         help="store energies minus their references, for totals beyond the precision of float32",
     )
     group.add_argument(
-        "--shard-size", type=int, default=50_000, metavar="N", help="structures per file (default: 50000)"
+        "--shard-size",
+        type=int,
+        default=defaults.SHARD_ROWS,
+        metavar="N",
+        help="structures per file (default: %(default)s)",
     )
 
 
@@ -139,17 +158,24 @@ def _add_demo(commands: Any) -> None:
         "potential, in the classic OC20 LMDB format (OUT/lmdb) and as ASE-LMDB (OUT/aselmdb).",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
-    parser.add_argument("--n-train", type=int, default=2000, metavar="N", help="training frames (default: %(default)s)")
-    parser.add_argument("--n-val", type=int, default=200, metavar="N", help="validation frames (default: %(default)s)")
-    parser.add_argument("--n-test", type=int, default=200, metavar="N", help="test frames (default: %(default)s)")
+    for split, default, frames in (
+        ("train", defaults.DEMO_TRAIN, "training"),
+        ("val", defaults.DEMO_EVALUATED, "validation"),
+        ("test", defaults.DEMO_EVALUATED, "test"),
+    ):
+        parser.add_argument(
+            f"--n-{split}", type=int, default=default, metavar="N", help=f"{frames} frames (default: %(default)s)"
+        )
     parser.add_argument(
         "--formats",
         nargs="+",
-        choices=("lmdb", "aselmdb"),
-        default=["lmdb", "aselmdb"],
+        choices=defaults.DEMO_FORMATS,
+        default=list(defaults.DEMO_FORMATS),
         help="formats to write (default: both)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides all that is drawn (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=defaults.SEED, metavar="N", help="decides all that is drawn (default: %(default)s)"
+    )
     _add_common(parser)
     parser.set_defaults(run=run_demo)
 
@@ -162,14 +188,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="processes; the result does not depend on their number (default: the cores available, here %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier run wrote into OUT")
-
-
-def available_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote into OUT")
 
 
 def run_convert(args: argparse.Namespace) -> int:

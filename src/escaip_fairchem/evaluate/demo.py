@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 
 from escaip_fairchem.data.demo_set import DemoOptions, write_demo
+from escaip_fairchem.data.pool import available_cores
 from escaip_fairchem.evaluate.curves import last_value, read_curves
 from escaip_fairchem.evaluate.labels import FloatArray, read_labels
 from escaip_fairchem.evaluate.launching import run_fairchem
@@ -164,10 +164,9 @@ class Demo:
         options = DemoOptions(
             train=self.plan.train, val=self.plan.evaluated, test=self.plan.evaluated, seed=self.seed, formats=("lmdb",)
         )
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         print(f"$ escaip data demo {self.folder / 'data'} --formats lmdb --seed {self.seed} "
               f"--n-train {options.train} --n-val {options.val} --n-test {options.test}")  # fmt: skip
-        summary = write_demo(self.folder / "data", options, workers=workers)
+        summary = write_demo(self.folder / "data", options, workers=available_cores())
         for split, content in summary["splits"].items():
             self._note("data", f"{split} frames", content["structures"])
         self._note("data", "mean atoms per frame", summary["splits"]["train"]["atoms"]["mean"])

@@ -11,9 +11,9 @@ from typing import Any
 import ase.db
 import lmdb
 import numpy as np
-from ase.constraints import FixAtoms
 from numpy.typing import NDArray
 
+from escaip_fairchem.data.schema import fixed_mask
 from escaip_fairchem.errors import DataError
 
 FloatArray = NDArray[np.float64]
@@ -71,13 +71,9 @@ def _ase(path: Path) -> Iterator[Labels]:
     with ase.db.connect(str(path), type="aselmdb", readonly=True) as database:
         for row in database.select():
             atoms = row.toatoms()
-            free = np.ones(len(atoms), dtype=bool)
-            for constraint in atoms.constraints:
-                if isinstance(constraint, FixAtoms):
-                    free[constraint.index] = False
             yield Labels(
                 identifier=f"{row.data['sid']}_{row.data['fid']}",
                 energy=float(row.energy),
                 forces=np.asarray(row.forces, dtype=np.float64),
-                free=free,
+                free=~fixed_mask(atoms),
             )
