@@ -99,7 +99,14 @@ def _parse(*words: str) -> object:
         (["convert", "in.extxyz", "out", "--require", "force"], "did you mean 'forces'?"),
         (["convert", "in.extxyz", "out", "--split", "0.5", "0.1"], "fractions must add up to 1"),
         (["convert", "in.extxyz", "out", "--no-linear-references", "--subtract-references"], "needs references"),
+        (["convert", "in.extxyz", "in.extxyz"], "is a file; the last argument is the folder to write into"),
+        (["convert", "in.extxyz", "in.extxyz/out"], "cannot write into OUT"),
+        (["convert", "in.extxyz", "out", "--seed", "-1"], "--seed must be a whole number, 0 or above"),
+        (["convert", "in.extxyz", "out", "--format", "extxy"], "did you mean 'extxyz'?"),
+        (["convert", "in.extxyz", "out", "--require", "forces", "--subtract-references"], "add energy to --require"),
         (["demo", "out", "--n-train", "0"], "at least one training frame"),
+        (["demo", "out", "--seed", "-1"], "--seed must be a whole number, 0 or above"),
+        (["demo", "in.extxyz"], "is a file"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_status_2(

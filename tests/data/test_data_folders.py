@@ -1,4 +1,4 @@
-"""The folder that is written into: what is there stays until it is replaced by a whole; strangers' files stay for good."""
+"""The folder that is written into: what is there stays until a whole replaces it; strangers' files stay for good."""
 
 from __future__ import annotations
 
