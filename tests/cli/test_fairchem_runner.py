@@ -32,3 +32,42 @@ def test_process_groups_end(tmp_path):
     process = fairchem_runs.run(["-c", _GROUPS_THAT_END], cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert "all ended" in process.stdout
+
+
+_STOPPED_WHILE_STARTING = """
+import escaip_fairchem
+from fairchem.core.tasks.task import BaseTask
+from escaip_fairchem.plugin.launch import main
+from escaip_fairchem.plugin.launch.runner import Runner
+from fairchem.core.common import distutils
+
+args, overrides = main._parser().parse_known_args(["--config-yml", "config.yml", "--timestamp-id", "run"])
+(config,) = main.prepare_configs(args, overrides)
+distutils.setup_env_local()
+again = []
+BaseTask.setup = lambda task, trainer: again.append(runner.checkpoint()) or exit(0)
+runner = Runner()
+try:
+    runner(config)
+except SystemExit:
+    (config,) = again[0].args
+    print("again with", config["timestamp_id"], config["checkpoint"])
+"""
+
+
+@pytest.mark.end_to_end
+def test_a_stop_before_the_checkpoint_is_loaded_leaves_the_checkpoint(tmp_path):
+    config = {**fairchem_runs.schnet_config(), "trainer": "escaip_forces"}
+    config["optim"]["scheduler"] = None
+    config["dataset"].pop("test")
+    fairchem_runs.prepare(tmp_path, config)
+    first = fairchem_runs.run(
+        [*fairchem_runs.OURS, "main"], "--config-yml=config.yml", "--timestamp-id=run", cwd=tmp_path
+    )
+    assert first.returncode == 0, first.stderr
+    checkpoint = tmp_path / "checkpoints" / "run" / "checkpoint.pt"
+    before = checkpoint.read_bytes()
+    stopped = fairchem_runs.run(["-c", _STOPPED_WHILE_STARTING], cwd=tmp_path)
+    assert stopped.returncode == 0, stopped.stderr
+    assert "again with run None" in stopped.stdout
+    assert checkpoint.read_bytes() == before

@@ -116,6 +116,16 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "other.pt")
 
 
+@pytest.mark.parametrize("content", [b"", b"words", b"trainer: ocp\noptim: {}\n", b"PK\x03\x04"])
+@pytest.mark.parametrize("trusted", [False, True])
+def test_files_of_other_kinds_are_named_and_not_to_be_trusted(tmp_path: Path, content: bytes, trusted: bool) -> None:
+    path = tmp_path / "other.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"other\.pt: not a readable checkpoint \(\w+") as error:
+        read_checkpoint(path, trusted=trusted)
+    assert "trust" not in str(error.value)
+
+
 class Foreign:
     """Any class that a checkpoint might have been pickled with."""
 
@@ -123,7 +133,7 @@ class Foreign:
 def test_foreign_objects_load_only_when_trusted(tmp_path: Path) -> None:
     path = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}, "thing": Foreign()}, path)
-    with pytest.raises(CheckpointError, match="trust_checkpoint"):
+    with pytest.raises(CheckpointError, match=r"plain values \(\w*test_checkpoints\.Foreign\).*trust_checkpoint"):
         read_checkpoint(path)
     assert isinstance(read_checkpoint(path, trusted=True)["thing"], Foreign)
 

@@ -92,7 +92,8 @@ def _voigt(stress_33: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[
 def global_state_untouched() -> Iterator[None]:
     """Restore the random number generators, cuDNN's switches and the root logger after the block."""
     python, numpy, torch_cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Asking for CUDA's states would start CUDA, also for a calculator on the CPU.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     switches = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     root = logging.getLogger()
     level, handlers, disabled = root.level, list(root.handlers), root.manager.disable
@@ -106,6 +107,8 @@ def global_state_untouched() -> Iterator[None]:
         torch.set_rng_state(torch_cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+        else:
+            torch.cuda.manual_seed_all(torch.initial_seed())  # what it would have started with; waits until it starts
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = switches
         logging.disable(disabled)
         root.setLevel(level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import pickle
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -128,16 +129,33 @@ def read_checkpoint(
         raise CheckpointError(f"{file}: no such checkpoint file; check --checkpoint (or --timestamp-id and --run-dir)")
     try:
         checkpoint = torch.load(file, map_location=map_location, weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{file}: holds more than tensors and plain values, and loading it could run foreign code "
-            f"({str(error).splitlines()[0]}). If you trust its author, set `task.trust_checkpoint: true`."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:
+        raise _read_error(file, error, trusted=trusted) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{file}: not a fairchem checkpoint, it has no `state_dict`")
     return checkpoint
+
+
+def _read_error(file: Path, error: Exception, *, trusted: bool) -> CheckpointError:
+    if not _is_saved_by_torch(file):
+        return CheckpointError(f"{file}: not a readable checkpoint ({type(error).__name__}: no file of torch.save)")
+    if isinstance(error, pickle.UnpicklingError) and not trusted:
+        text = str(error)
+        foreign = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"WeightsUnpickler error: (.*)", text)
+        what = foreign[1] if foreign else text.splitlines()[0]
+        return CheckpointError(
+            f"{file}: holds more than tensors and plain values ({what}), and loading it could run foreign code. "
+            "If you trust its author, set `task.trust_checkpoint: true`."
+        )
+    reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+    return CheckpointError(f"{file}: not a readable checkpoint ({reason})")
+
+
+def _is_saved_by_torch(file: Path) -> bool:
+    """Whether a file begins as torch's do, today's archives and the pickles of before."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    return start == b"PK\x03\x04" or start[:1] == b"\x80"
 
 
 def as_plain(value: Any) -> Any:

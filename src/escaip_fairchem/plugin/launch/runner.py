@@ -27,12 +27,15 @@ class Runner(_cli.Runner):
     and knows this package's models by name. fairchem's own runner gives neither.
     """
 
+    _has_state = False
+    """Whether the trainer holds what is worth saving, and not the untrained weights that it is built with."""
+
     def checkpoint(self, *_: Any, **__: Any) -> DelayedSubmission:
         """Save before SLURM takes the node away, and say how to go on.
 
         A job that is stopped while it still starts up has nothing to save and starts again from its configuration.
         """
-        if getattr(self, "trainer", None) is None:
+        if not self._has_state:
             return DelayedSubmission(Runner(), self.config)
         self.trainer.save(checkpoint_file="checkpoint.pt", training_state=True)
         self.config["checkpoint"] = self.task.chkpt_path
@@ -54,7 +57,8 @@ class Runner(_cli.Runner):
         try:
             with new_trainer_context(config=config) as context:
                 self.config, self.task, self.trainer = context.config, context.task, context.trainer
-                self.task.setup(self.trainer)
+                self.task.setup(self.trainer)  # loads the checkpoint that the run goes on from
+                self._has_state = True
                 self.task.run()
                 let_collectives_settle()  # leaving the context destroys a group that nothing else holds
         finally:

@@ -79,8 +79,9 @@ class TrainerCheckpointing(TrainerSetup):
         self._rank_states = (self.step, gather_everywhere(self._own_resume_state()))
 
     def _own_resume_state(self) -> dict[str, Any]:
+        loaded = self._loaded_generators  # not yet in force before the first batch
         generators = self.generators or RandomState.capture(self.device)
-        return {"random": generators.to_plain(), "window": self.window.state()}
+        return {"random": loaded or generators.to_plain(), "window": self.window.state()}
 
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict[str, Any] | None = None, inference_only: bool = False
@@ -168,6 +169,7 @@ class TrainerCheckpointing(TrainerSetup):
                 "dropout will differ from the uninterrupted run"
             )
             return
+        self._rank_states = (self.step, list(ranks))
         self._loaded_generators = ranks[rank]["random"]
         self.window.restore(ranks[rank]["window"], self._any_parameter())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.errors import CheckpointError
+from escaip_fairchem.plugin.trainer.resume import deferred_signals
 
 
 class WeightSwap:
@@ -26,19 +27,27 @@ class WeightSwap:
         Args:
             ema: fairchem's ``ExponentialMovingAverage``, or None, which changes nothing. Blocks may be nested.
         """
-        if ema is not None and self._depth == 0:
-            ema.store()
-            ema.copy_to()
-            self._average = ema
         self._depth += 1
         try:
+            if ema is not None and self._depth == 1:
+                self._enter(ema)
             yield
         finally:
             self._depth -= 1
             if self._depth == 0 and self._average is not None:
-                self._average.restore()
-                self._average.collected_params = []  # A copy of all weights that nobody needs any more.
-                self._average = None
+                self._leave()
+
+    def _enter(self, ema: Any) -> None:
+        with deferred_signals():  # whose handlers save, and have to know which weights the model holds
+            ema.store()
+            self._average = ema
+            ema.copy_to()
+
+    def _leave(self) -> None:
+        with deferred_signals():
+            self._average.restore()
+            self._average.collected_params = []  # A copy of all weights that nobody needs any more.
+            self._average = None
 
     @contextmanager
     def training(self) -> Iterator[None]:

@@ -244,8 +244,8 @@ class TrainerEvaluation(TrainerCheckpointing):
         self.finish_normalizers()
         with self.swap.averaged(self.ema):
             # fairchem would swap weights once more, and for good.
-            average, self.ema = self.ema, None
+            self.hidden_ema, self.ema = self.ema, None
             try:
                 super().run_relaxations()
             finally:
-                self.ema = average
+                self.ema, self.hidden_ema = self.hidden_ema, None

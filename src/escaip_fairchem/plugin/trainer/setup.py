@@ -65,6 +65,7 @@ class TrainerSetup(OCPTrainer):
         self.window = LossWindow()
         self.generators: RandomState | None = None
         self.evaluated_step: int | None = None
+        self.hidden_ema: ExponentialMovingAverage | None = None  # while fairchem must not see it
         self._loaded_generators: dict[str, Any] | None = None
         self._rank_states: tuple[int, list[dict[str, Any]]] | None = None
         self._resume_problem: str | None = None

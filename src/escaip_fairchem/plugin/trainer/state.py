@@ -29,13 +29,14 @@ def weights_state(trainer: EScAIPForcesTrainer, metrics: Mapping[str, Any] | Non
 def training_state(trainer: EScAIPForcesTrainer) -> dict[str, Any]:
     """Everything else that the next step depends on."""
     schedule = getattr(trainer.scheduler, "scheduler", None)
+    ema = trainer.ema or trainer.hidden_ema
     return {
         "epoch": trainer.epoch,
         "step": trainer.step,
         "optimizer": trainer.optimizer.state_dict(),
         "scheduler": None if schedule is None else as_plain(schedule.state_dict()),
         # The training weights are in state_dict; fairchem would keep a second copy of them here.
-        "ema": {**trainer.ema.state_dict(), "collected_params": []} if trainer.ema else None,
+        "ema": {**ema.state_dict(), "collected_params": []} if ema else None,
         "best_val_metric": as_plain(trainer.best_val_metric),
         "primary_metric": trainer.primary_metric,
         RESUME_KEY: {

@@ -35,8 +35,13 @@ class LossWindow:
         self._sums = self._counts = None
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: a run interrupted between two logging steps reports the same mean as one that was not."""
-        return {"sums": self._sums, "counts": self._counts}
+        """For a checkpoint: a run interrupted between two logging steps reports the same mean as one that was not.
+
+        On the CPU, because processes exchange it as a pickled object: tensors of one GPU would come to life on the same
+        GPU in all of them.
+        """
+        both = {"sums": self._sums, "counts": self._counts}
+        return {name: None if tensor is None else tensor.cpu() for name, tensor in both.items()}
 
     def restore(self, state: dict[str, Any], like: Tensor) -> None:
         """Continue from `state`, on the device of ``like``."""
