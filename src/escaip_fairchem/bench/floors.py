@@ -93,6 +93,12 @@ def model_bytes(module: nn.Module, mode: str) -> float:
     return float(weights) * WEIGHT_PASSES[mode]
 
 
+def weightless(name: ModelName) -> Predictor:
+    """One of this package's models without memory for its parameters, to be counted."""
+    with torch.device("meta"):
+        return Predictor(backbone_config(name), "direct")
+
+
 def is_counted_by_hand(model: str) -> bool:
     """Whether a model's operations are those of this package's plain path, whatever runs in truth."""
     return model in ESCAIP

@@ -164,8 +164,10 @@ def measure_comparison(case: CompareCase) -> Outcome:
         except NotAvailableError as error:
             reasons[name] = str(error)
             continue
+        # Before anything is trained, so that all have the same weights.
         outputs[name] = Pass(contenders[name], "inference").on(batch if name.startswith("escaip") else small)()
-        run = Pass(contenders[name], case.mode)
+    for name, contender in contenders.items():
+        run = Pass(contender, case.mode)
         run.on(small)()
         functions[name] = run.on(batch)
     seconds = time_in_turn(functions, case)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase, TrainerCase
+from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase
 from escaip_fairchem.bench.floors import WEIGHT_PASSES, Floor, escaip_flops_per_atom
 from escaip_fairchem.bench.models import ESCAIP, ModelName, parse_name
 from escaip_fairchem.bench.options import Options, Session
@@ -14,6 +14,7 @@ from escaip_fairchem.bench.requirements import Finding, Requirement, ratio, requ
 from escaip_fairchem.bench.searches import mixed_batches
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.bench.timing import Spread
+from escaip_fairchem.bench.trainer import trainer_case
 
 LARGEST_DEVIATION = 1e-5
 """Of fast outputs from plain ones, in units of the plain ones' root mean square."""
@@ -205,15 +206,7 @@ class Ratios:
 
     def trainer(self) -> list[Finding]:
         """Share of the trainer's time outside the model."""
-        quick = self.options.quick
-        size = 2 if quick else {"cpu": 4, "cuda": 16}[self.device]
-        case = TrainerCase(
-            **self.options.common,
-            model=self.model,
-            variant="fast",
-            batch_size=size,
-            steps=3 if quick else {"cpu": 6, "cuda": 40}[self.device],
-        )
+        case = trainer_case(self.session, self.model, "fast")
         outcome = self.session.runner.one(case)
         share = 100.0 * float(outcome.extra["outside"]) if outcome.is_measured else math.nan
         return [
@@ -226,7 +219,7 @@ class Ratios:
                     at_most=True,
                 ),
                 value=share,
-                how=_why(outcome) or f"batch {size}, {len(outcome.seconds)} steps",
+                how=_why(outcome) or f"{self.model}, batch {case.batch_size}, {len(outcome.seconds)} steps",
             )
         ]
 

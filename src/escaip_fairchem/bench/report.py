@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from escaip_fairchem.bench.dynamics import run_md
 from escaip_fairchem.bench.efficiency import run_efficiency
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.ratios import run_ratios
 from escaip_fairchem.bench.searches import run_neighbors
 from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.trainer import run_train
 
 BENCHMARKS: dict[str, Callable[[Session], list[Table]]] = {
     "ratios": run_ratios,
     "efficiency": run_efficiency,
     "neighbors": run_neighbors,
+    "md": run_md,
+    "train": run_train,
 }
 """In the order in which a run with a time limit does them: what matters most comes first."""
 

@@ -20,7 +20,6 @@ from typing import TextIO
 import torch
 
 from escaip_fairchem.bench.cases import FAILED, NOT_AVAILABLE, Case, Outcome, case_from
-from escaip_fairchem.bench.models import NotAvailableError
 from escaip_fairchem.errors import EScAIPError
 
 MEASURES = {
@@ -41,7 +40,7 @@ def measure(case: Case) -> Outcome:
     module, function = MEASURES[case.kind]
     try:
         outcome: Outcome = getattr(importlib.import_module(f"escaip_fairchem.bench.{module}"), function)(case)
-    except NotAvailableError as error:
+    except ImportError as error:  # what is not installed; NotAvailableError is one, too
         return Outcome(case=case, status=NOT_AVAILABLE, reason=str(error))
     except (RuntimeError, MemoryError, ValueError, AttributeError, TypeError, IndexError, EScAIPError) as error:
         # Models of others fail in many ways; the table says how, and the traceback goes to the log.

@@ -1,0 +1,98 @@
+"""Measure EScAIP as fairchem v2 has it. Run by an interpreter of fairchem v2's environment, without this package.
+
+``PYTHON fairchem2_script.py ANSWER.json < REQUEST.json``. The request holds ``device``, ``seed``, ``budget`` (s) and
+``batches``, each with ``positions``, ``cells``, ``numbers``, ``counts`` and ``tags``.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, Any] = {
+    "regress_forces": True, "direct_forces": True, "hidden_size": 512, "num_layers": 10, "activation": "gelu",
+    "use_compile": False, "use_padding": False, "use_pbc": True, "max_num_elements": 90, "max_atoms": 100000,
+    "max_batch_size": 1024, "max_radius": 12.0, "knn_k": 30, "knn_soft": True, "knn_sigmoid_scale": 0.2,
+    "knn_lse_scale": 0.1, "knn_use_low_mem": True, "knn_pad_size": 30, "distance_function": "gaussian",
+    "atten_name": "memory_efficient", "atten_num_heads": 8, "energy_reduce": "mean", "mlp_dropout": 0.1,
+    "atten_dropout": 0.1,
+}  # fmt: skip
+"""As near to the paper's small model as v2's EScAIP comes, with its usual 30 neighbours."""
+
+
+def main() -> dict[str, Any]:
+    """Measure, and return an outcome's fields."""
+    request = json.load(sys.stdin)
+    try:
+        import torch
+        from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
+        from fairchem.core.models.escaip import EScAIP
+    except ImportError as error:
+        return {"missing": f"fairchem v2's EScAIP cannot be imported: {error}"}
+    device, on_gpu = request["device"], request["device"] == "cuda"
+    batches = [atomicdata_list_to_batch(_structures(content, AtomicData)) for content in request["batches"]]
+    base = _resident_bytes()
+    torch.manual_seed(request["seed"])
+    backbone = EScAIP.EScAIPBackbone(**SETTINGS)
+    heads = [EScAIP.EScAIPEnergyHead(backbone), EScAIP.EScAIPDirectForceHead(backbone)]
+    modules = [part.to(device).eval() for part in (backbone, *heads)]
+
+    def run(batch: Any) -> None:
+        embedding = modules[0](batch)
+        for head in modules[1:]:
+            head(batch, embedding)
+
+    seconds, peaks = [], []
+    begin = time.perf_counter()
+    with torch.no_grad():
+        run(batches[0].clone().to(device))
+        for batch in batches:
+            prepared = batch.clone().to(device)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.synchronize()
+            start = time.perf_counter()
+            run(prepared)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            peaks.append(torch.cuda.max_memory_allocated() if on_gpu else _resident_bytes() - base)
+            if time.perf_counter() - begin > request["budget"]:
+                break
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    return {
+        "seconds": seconds,
+        "atoms": [sum(content["counts"]) for content in request["batches"]][: len(seconds)],
+        "peak_bytes": peaks,
+        "flops": float("nan"),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "weight_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+    }
+
+
+def _structures(content: dict[str, Any], atomic_data: Any) -> list[Any]:
+    """The structures of a batch as fairchem v2 wants them."""
+    from ase import Atoms
+
+    structures, first = [], 0
+    for cell, count in zip(content["cells"], content["counts"], strict=True):
+        part = slice(first, first + count)
+        atoms = Atoms(numbers=content["numbers"][part], positions=content["positions"][part], cell=cell, pbc=True)
+        atoms.set_tags(content["tags"][part])
+        structures.append(atomic_data.from_ase(atoms))
+        first += count
+    return structures
+
+
+def _resident_bytes() -> int:
+    """Peak of the resident set so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(main()), encoding="utf-8")
