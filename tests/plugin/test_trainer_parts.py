@@ -468,6 +468,9 @@ def test_the_primary_metric_has_a_sensible_default() -> None:
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
+OPTIM = {"lr_initial": 0.1, "max_epochs": 1}
+
+
 def settings(**changes: Any) -> dict[str, Any]:
     return {
         "outputs": {"energy": None, "forces": {}},
@@ -494,6 +497,28 @@ def test_defaults_are_filled_in() -> None:
         ({"optim": {"lr_initial": 0.1, "max_epochs": 1, "batch_size": 0}}, "batch_size: 0 is below 1"),
         ({"optim": {"lr_initial": 0.1, "max_epochs": 1, "ema_decay": 1.5}}, "ema_decay"),
         ({"optim": {"lr_initial": 0.1, "max_epochs": 1, "checkpoint_every": 0}}, "checkpoint_every"),
+        ({"optim": {"lr_initial": -1, "max_epochs": 1}}, r"optim\.lr_initial: -1 is below 0"),
+        ({"optim": {"lr_initial": math.nan, "max_epochs": 1}}, r"optim\.lr_initial: nan is not a number"),
+        ({"optim": {"lr_initial": 0.1, "max_epochs": 0.5}}, r"optim\.max_epochs: 0.5 is not a whole number"),
+        ({"optim": {"lr_initial": 0.1, "max_epochs": None}}, r"optim\.max_epochs: missing"),
+        ({"optim": {**OPTIM, "clip_grad_norm": -1}}, r"optim\.clip_grad_norm: -1 is below 0"),
+        ({"optim": {**OPTIM, "num_workers": -3}}, r"optim\.num_workers: -3 is below 0"),
+        ({"optim": {**OPTIM, "warmup_factor": "1e-2"}}, r"optim\.warmup_factor: '1e-2' is not a number; YAML"),
+        (
+            {"optim": {**OPTIM, "scheduler_params": {"lambda_type": "cosine", "decay_epochs": [1, "2e0"]}}},
+            r"optim\.scheduler_params\.decay_epochs\.1: '2e0' is not a number; YAML",
+        ),
+        ({"loss_functions": [{"energy": None}]}, r"loss_functions\.energy: None is no loss"),
+        ({"loss_functions": ["energy"]}, "loss_functions: 'energy' is no"),
+        ({"loss_functions": {"energy": "mae"}}, r"loss_functions\.energy: 'mae' is no loss"),
+        (
+            {"loss_functions": [{"energy": {"fn": "mae", "coefficient": "1e2"}}]},
+            r"loss_functions\.energy\.coefficient: '1e2' is not a number; YAML",
+        ),
+        (
+            {"loss_functions": [{"energy": {"fn": "mae", "coefficient": -1}}]},
+            r"loss_functions\.energy\.coefficient: -1 is below 0",
+        ),
         ({"outputs": {}}, "outputs: missing"),
         ({"outputs": {"dipole": {}}}, r"outputs\.dipole\.level: missing"),
         ({"outputs": {"energy": {"level": "sytem"}}}, "did you mean 'system'"),

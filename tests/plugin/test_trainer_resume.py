@@ -299,6 +299,26 @@ def test_an_optimizer_that_does_not_fit_stops_training_but_not_validation(
             forbidden()
 
 
+@pytest.mark.parametrize(
+    "other", [{"scheduler": "StepLR", "step_size": 3}, {"scheduler": None}, {"scheduler": "ReduceLROnPlateau"}], ids=str
+)
+def test_another_schedule_stops_training_but_not_validation(
+    data: tuple[Path, Path], tmp_path: Path, other: dict[str, Any]
+) -> None:
+    run(build(config(*data, optimizer__max_epochs=1), tmp_path, timestamp_id="run"))
+    settings = config(*data)
+    del settings["optimizer"]["scheduler_params"]
+    settings["optimizer"] |= other
+    resumed = build(settings, tmp_path)
+    resumed.load_checkpoint(str(tmp_path / "checkpoints/run/checkpoint.pt"))
+    resumed.validate(disable_tqdm=True)
+    for forbidden in (resumed.train, resumed.save):
+        with pytest.raises(
+            CheckpointError, match=f"saved with optim.scheduler LambdaLR.*{other['scheduler'] or 'Null'}"
+        ):
+            forbidden()
+
+
 def test_a_run_folder_in_use_refuses_a_second_run(data: tuple[Path, Path], tmp_path: Path) -> None:
     first = build(config(*data), tmp_path, timestamp_id="same")
     with pytest.raises(RunFolderError, match=f"in use by process {os.getpid()}"):

@@ -18,6 +18,7 @@ from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, 
 from escaip_fairchem.plugin.trainer.finite import require_finite_weights
 from escaip_fairchem.plugin.trainer.metrics import higher_is_better
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals, restore_random_state
+from escaip_fairchem.plugin.trainer.schedule import schedule_name
 from escaip_fairchem.plugin.trainer.setup import TrainerSetup
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY, training_state, weights_state
 
@@ -138,18 +139,32 @@ class TrainerCheckpointing(TrainerSetup):
                 "step 0 from these weights (fine-tuning). To continue a run, load its checkpoint.pt"
             )
             return
+        # Validation needs neither optimizer nor schedule, so only training refuses.
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
         except (ValueError, KeyError) as error:
-            # Validation does not need the optimizer, so only training refuses.
             self._resume_problem = f"{path}: its optimizer state does not fit this configuration ({error})"
-        schedule = getattr(self.scheduler, "scheduler", None)
-        if schedule is not None and checkpoint.get("scheduler") is not None:
-            schedule.load_state_dict(checkpoint["scheduler"])
-            # fairchem's trainers save before they advance the schedule.
-            if RESUME_KEY not in checkpoint and schedule.last_epoch < self.step and self._steps_schedule:
-                self.scheduler.step()
+        self._load_schedule(path, checkpoint)
         self._load_exact_state(path, checkpoint.get(RESUME_KEY))
+
+    def _load_schedule(self, path: str, checkpoint: Mapping[str, Any]) -> None:
+        saved = (checkpoint.get("config") or {}).get("optim")
+        new = schedule_name(self.config["optim"])
+        old = new if saved is None else schedule_name(saved)
+        if old != new:
+            self._resume_problem = f"{path}: was saved with optim.scheduler {old}, the configuration has {new}"
+            return
+        schedule = getattr(self.scheduler, "scheduler", None)
+        if schedule is None or checkpoint.get("scheduler") is None:
+            return
+        try:
+            schedule.load_state_dict(checkpoint["scheduler"])
+        except (ValueError, KeyError) as error:
+            self._resume_problem = f"{path}: its schedule's state does not fit this configuration ({error!r})"
+            return
+        # fairchem's trainers save before they advance the schedule.
+        if RESUME_KEY not in checkpoint and schedule.last_epoch < self.step and self._steps_schedule:
+            self.scheduler.step()
 
     @property
     def _steps_schedule(self) -> bool:

@@ -20,6 +20,9 @@ from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, sum_ov
 WINDOW = 256
 """Steps after which the flags are read even if nobody asked."""
 
+SMALLEST_LOSS_SCALE = 2.0**-10
+"""Loss scale of float16 below which no overflow explains that gradients are not finite."""
+
 _REMEDY = (
     "Look at these structures (a wrong label, overlapping atoms); otherwise lower optim.lr_initial or "
     "optim.clip_grad_norm, or compute in a wider type (optim.amp_dtype: bf16 or fp32)."
@@ -161,6 +164,26 @@ def _join(messages: list[str | None]) -> str:
     if len(messages) == 1:
         return f"{found[0][1]}. {_REMEDY}"
     return "; ".join(f"rank {rank}: {message}" for rank, message in found) + f". {_REMEDY}"
+
+
+def require_usable_scale(scale: float, *, step: int, names: SampleNames, model: nn.Module) -> None:
+    """Stop where float16's loss scale has been lowered again and again, and gradients are still not finite.
+
+    Args:
+        scale: The scale now; torch halves it for every step that it skips.
+        step: Number of the step.
+        names: Ids of its batch.
+        model: Whose gradients are named.
+
+    Raises:
+        NonFiniteError: The scale is too small to be of any use.
+    """
+    if scale < SMALLEST_LOSS_SCALE:
+        raise NonFiniteError(
+            f"step {step}: the gradient stays infinite or NaN ({bad_gradients(model.named_parameters())}), though the "
+            f"loss scale of fp16 has been lowered to {scale:.2g}; no step is taken any more. Batch: {names.listed()}. "
+            f"{_REMEDY}"
+        )
 
 
 def require_finite_weights(parameters: Iterable[nn.Parameter], *, step: int) -> None:

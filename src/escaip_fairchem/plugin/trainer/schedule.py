@@ -55,6 +55,12 @@ def multistep_factor(*, warmup_steps: int, warmup_factor: float, milestones: lis
     return factor
 
 
+def schedule_name(optim: Mapping[str, Any]) -> str:
+    """Name of the schedule that ``optim`` describes: a scheduler of torch's, or ``Null`` for a constant rate."""
+    default = "LambdaLR" if optim.get("scheduler_params") or "lr_milestones" in optim else "Null"
+    return str(optim.get("scheduler") or default)
+
+
 def build_schedule(optimizer: Optimizer, optim: Mapping[str, Any], steps_per_epoch: int | None) -> LRScheduler:
     """Build the schedule that ``optim`` describes.
 
@@ -74,7 +80,7 @@ def build_schedule(optimizer: Optimizer, optim: Mapping[str, Any], steps_per_epo
     if steps_per_epoch is None:
         return LRScheduler(optimizer, {"scheduler": "Null"})
     params = optim.get("scheduler_params")
-    name = optim.get("scheduler") or ("LambdaLR" if params or "lr_milestones" in optim else "Null")
+    name = schedule_name(optim)
     if name != "Null" and not isinstance(getattr(lr_scheduler, name, None), type):
         known = [key for key, value in vars(lr_scheduler).items() if isinstance(value, type)]
         raise ConfigError(f"optim.scheduler: torch has no scheduler {name!r}{nearest(name, [*known, 'Null'])}")

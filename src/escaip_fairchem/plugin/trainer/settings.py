@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
 
+_HOW_TO_WRITE = "; YAML reads 1e-4 as text, write 1.0e-4"
 LEVELS = ("system", "atom")
 KNOWN_LEVELS = {"energy": "system", "forces": "atom", "stress": "system"}
 OPTIM_DEFAULTS = {"batch_size": 1, "num_workers": 0}
 """What is used where ``optim`` does not say."""
-_POSITIVE = ("lr_initial", "max_epochs")
-_WHOLE = ("batch_size", "eval_batch_size", "num_workers", "eval_every", "checkpoint_every")
-_NUMBERS = ("lr_initial", "max_epochs", "clip_grad_norm", "ema_decay", "weight_decay", *_WHOLE)
+_NEEDED = ("lr_initial", "max_epochs")
+_WHOLE = ("max_epochs", "batch_size", "eval_batch_size", "num_workers", "eval_every", "checkpoint_every")
+_SMALLEST = {
+    **dict.fromkeys(("max_epochs", "batch_size", "eval_batch_size", "eval_every"), 1),
+    **dict.fromkeys(("lr_initial", "num_workers", "clip_grad_norm", "ema_decay", "weight_decay"), 0),
+}
 
 
 def complete_settings(config: dict[str, Any], *, inference_only: bool) -> None:
@@ -37,7 +42,8 @@ def complete_settings(config: dict[str, Any], *, inference_only: bool) -> None:
     if not inference_only:
         if not config["outputs"]:
             raise ConfigError("outputs: missing; for energies and forces write `outputs: {energy: {}, forces: {}}`")
-        _check_optim(config["optim"], trains=bool(config.get("loss_functions")))
+        _check_losses(config.get("loss_functions"))
+        _check_optim(config["optim"])
 
 
 def _complete_output(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -65,34 +71,58 @@ def check_prediction_types(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{place}.prediction_dtype: unknown value {value!r}{nearest(str(value), known)}")
 
 
-def _check_optim(optim: Mapping[str, Any], *, trains: bool) -> None:
-    if not trains:
+def _check_losses(entries: Any) -> None:
+    """Refuse losses whose form cannot be read; what they name is checked where it is known."""
+    if not entries:
         raise ConfigError("loss_functions: missing; say what to train on, e.g. `- energy: {fn: mae, coefficient: 1}`")
-    for key in _POSITIVE:
-        if key not in optim:
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"loss_functions: {entry!r} is no `output: {{fn: mae, coefficient: 1}}`")
+        for target, settings in entry.items():
+            place = f"loss_functions.{target}"
+            if not isinstance(settings, Mapping):
+                raise ConfigError(f"{place}: {settings!r} is no loss; write {{fn: mae, coefficient: 1}}")
+            _check_number(f"{place}.coefficient", settings.get("coefficient", 1), smallest=0)
+
+
+def _check_optim(optim: Mapping[str, Any]) -> None:
+    for key in _NEEDED:
+        if optim.get(key) is None:
             raise ConfigError(f"optim.{key}: missing")
-    for key in _NUMBERS:
-        _check_number(key, optim.get(key))
-    if not 0.0 <= (optim.get("ema_decay") or 0.0) <= 1.0:
+    for key in {*_WHOLE, *_SMALLEST}:
+        if optim.get(key) is not None:
+            _check_number(f"optim.{key}", optim[key], smallest=_SMALLEST.get(key), whole=key in _WHOLE)
+    if (optim.get("ema_decay") or 0.0) > 1.0:
         raise ConfigError(f"optim.ema_decay: {optim['ema_decay']} is outside 0 … 1")
-    for key in ("batch_size", "eval_batch_size", "eval_every"):
-        if optim.get(key) is not None and optim[key] < 1:
-            raise ConfigError(f"optim.{key}: {optim[key]} is below 1")
     every = optim.get("checkpoint_every")
     if every is not None and every != -1 and every < 1:
         raise ConfigError(f"optim.checkpoint_every: {every} is neither a number of steps nor -1 (every epoch)")
+    _refuse_numbers_as_text("optim", optim)
 
 
-def _check_number(key: str, value: Any) -> None:
-    if value is None:
-        return
-    kinds = int if key in _WHOLE else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds):
-        hint = ""
-        if isinstance(value, str):
-            hint = "; YAML reads 1e-4 as text, write 1.0e-4"
-        kind = "a whole number" if key in _WHOLE else "a number"
-        raise ConfigError(f"optim.{key}: {value!r} is not {kind}{hint}")
+def _check_number(place: str, value: Any, *, smallest: float | None = None, whole: bool = False) -> None:
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        hint = _HOW_TO_WRITE if isinstance(value, str) else ""
+        raise ConfigError(f"{place}: {value!r} is not {'a whole number' if whole else 'a number'}{hint}")
+    if smallest is not None and value < smallest:
+        raise ConfigError(f"{place}: {value} is below {smallest}")
+
+
+def _refuse_numbers_as_text(place: str, value: Any) -> None:
+    """Refuse, at any depth, texts that were meant as numbers: whoever computes with them fails later."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _refuse_numbers_as_text(f"{place}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            _refuse_numbers_as_text(f"{place}.{index}", item)
+    elif isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return  # a name
+        raise ConfigError(f"{place}: {value!r} is not a number{_HOW_TO_WRITE}")
 
 
 def check_sources(config: Mapping[str, Any]) -> None:

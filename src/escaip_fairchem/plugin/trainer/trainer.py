@@ -10,8 +10,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.scaling.util import ensure_fitted
 from torch import Tensor
 
+from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.conservative import check_common_scale
 from escaip_fairchem.plugin.trainer.evaluation import TrainerEvaluation
+from escaip_fairchem.plugin.trainer.finite import require_usable_scale
 from escaip_fairchem.plugin.trainer.training import TrainingLoop
 
 
@@ -76,16 +78,35 @@ class EScAIPForcesTrainer(TrainerEvaluation):
         return norm
 
     def update_weights(self) -> None:
-        """Let the optimizer, the average and the schedule take their step."""
-        if self.scaler:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
+        """Let the optimizer, the average and the schedule take their step, unless loss scaling skips it."""
+        if not self._step_optimizer():
+            return
         if self.ema:
             self.ema.update()
         if self._steps_schedule:
             self.scheduler.step()
+
+    def _step_optimizer(self) -> bool:
+        """Whether the optimizer took its step; with loss scaling it does not where a gradient overflows."""
+        if not self.scaler:
+            self.optimizer.step()
+            return True
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return bool(self.scaler.get_scale() >= scale)
+
+    def check_loss_scale(self, names: SampleNames) -> None:
+        """Stop where loss scaling would skip every step from here on.
+
+        Args:
+            names: Ids of the batch whose gradients the model holds.
+
+        Raises:
+            NonFiniteError: That is so.
+        """
+        if self.scaler:
+            require_usable_scale(self.scaler.get_scale(), step=self.step + 1, names=names, model=self.model)
 
     def _backward(self, loss: Tensor) -> None:
         """One optimization step, for code that knows fairchem's trainers."""

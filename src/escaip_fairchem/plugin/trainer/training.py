@@ -93,6 +93,7 @@ class TrainingLoop:
         trainer.guard.observe_gradient(norm)
         if self._waits_anyway(step):
             trainer.guard.check()
+            trainer.check_loss_scale(names)
         rate = trainer.scheduler.get_lr()
         with deferred_signals():
             trainer.update_weights()
