@@ -1,14 +1,76 @@
-"""The calculator leaves alone what is not its own."""
+"""The calculator takes fairchem's arguments and averaged weights, and leaves alone what is not its own."""
 
 from __future__ import annotations
 
+import inspect
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from fairchem.core.common.relaxation.ase_utils import OCPCalculator as FairchemCalculator
+from fairchem.core.models.model_registry import MODEL_REGISTRY, URLModel
+from trainer_cases import build, config, rattled_slabs, write_lmdb
 
 import escaip_fairchem  # noqa: F401
-from escaip_fairchem.plugin.calculator import global_state_untouched
+from escaip_fairchem.errors import CheckpointError, ConfigError
+from escaip_fairchem.plugin.calculator import OCPCalculator, global_state_untouched
+
+
+class Foreign:
+    """An object that no checkpoint should hold."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose averaged weights are zero, and the raw ones are not."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = build(config(write_lmdb(folder / "train.lmdb", rattled_slabs(4, 0))), folder, timestamp_id="run")
+    for average in trainer.ema.shadow_params:
+        average.zero_()
+    path = Path(trainer.save())
+    trainer.close()
+    return path
+
+
+def total_weight(calculator: Any) -> float:
+    return sum(float(parameter.abs().sum()) for parameter in calculator.trainer.model.parameters())
+
+
+def test_arguments_are_fairchems_in_the_same_order(checkpoint: Path) -> None:
+    expected = list(inspect.signature(FairchemCalculator).parameters.values())
+    found = list(inspect.signature(OCPCalculator).parameters.values())
+    assert [(p.name, p.default) for p in found if p.kind is not p.KEYWORD_ONLY] == [
+        (p.name, p.default) for p in expected
+    ]
+    assert total_weight(OCPCalculator(None, checkpoint)) == 0
+    with pytest.raises(ConfigError, match="give checkpoint_path="):
+        OCPCalculator()
+
+
+def test_averaged_weights_are_used_whatever_names_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    name = next(name for name, model in MODEL_REGISTRY.models.items() if isinstance(model, URLModel))
+    published = tmp_path / Path(MODEL_REGISTRY.models[name].url).name
+    published.write_bytes(checkpoint.read_bytes())
+    # fairchem's own trainer loads the raw weights
+    assert total_weight(OCPCalculator(model_name=name, local_cache=str(tmp_path), trainer="ocp")) == 0
+    calculator = OCPCalculator(checkpoint_path=checkpoint, trainer="ocp")
+    assert total_weight(calculator) == 0
+    with torch.no_grad():
+        next(calculator.trainer.model.parameters()).fill_(1.0)
+    calculator.load_checkpoint(checkpoint)
+    assert total_weight(calculator) == 0
+
+
+def test_foreign_objects_are_loaded_only_if_trusted(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "thing": Foreign()}, tmp_path / "foreign.pt")
+    with pytest.raises(CheckpointError, match=r"Foreign.*give OCPCalculator `trusted=True`"):
+        OCPCalculator(checkpoint_path=tmp_path / "foreign.pt")
+    before = dict(os.environ)
+    assert total_weight(OCPCalculator(checkpoint_path=tmp_path / "foreign.pt", trusted=True)) == 0
+    assert dict(os.environ) == before
 
 
 def test_a_calculator_on_the_cpu_does_not_start_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

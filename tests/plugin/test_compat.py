@@ -22,8 +22,6 @@ from escaip_fairchem.plugin.compat import apply, register_transform, remedies
 from escaip_fairchem.plugin.compat.environments import SharedEnvironment, open_shared
 from escaip_fairchem.plugin.compat.loading import allow_plain_types_in_checkpoints
 
-before_torch_26 = tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6)
-
 
 def test_applying_twice_changes_nothing():
     from fairchem.core.common import utils
@@ -70,11 +68,10 @@ def test_normalizers_and_references_are_read_back_from_their_files(tmp_path: Pat
     read = load_normalizers_from_config({"file": str(tmp_path / "normalizers.pt")}, dataset=None)
     assert (read["energy"].mean.item(), read["energy"].rmsd.item()) == (1.5, 2.5)
     torch.save({"energy": LinearReferences(torch.arange(4.0))}, tmp_path / "references.pt")
-    references = torch.load(tmp_path / "references.pt", **({"weights_only": False} if before_torch_26 else {}))
+    references = torch.load(tmp_path / "references.pt", weights_only=True)
     assert references["energy"].element_references.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.skipif(before_torch_26, reason="torch before 2.6 reads everything")
 def test_plain_types_of_older_checkpoints_are_read(tmp_path: Path):
     stored = {
         "best_val_metric": np.float64(0.25),
@@ -85,7 +82,7 @@ def test_plain_types_of_older_checkpoints_are_read(tmp_path: Path):
         "names": {"a", "b"},
     }
     torch.save(stored, tmp_path / "checkpoint.pt")
-    read = torch.load(tmp_path / "checkpoint.pt")
+    read = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (read["rng"] == stored["rng"]).all()
     assert (read["flags"] == stored["flags"]).all()
     assert {key: read[key] for key in stored if key not in ("rng", "flags")} == {
@@ -93,14 +90,15 @@ def test_plain_types_of_older_checkpoints_are_read(tmp_path: Path):
     }
 
 
-@pytest.mark.skipif(before_torch_26, reason="torch before 2.6 reads everything")
-def test_names_from_before_numpy_2_are_read(tmp_path: Path):
+@pytest.mark.parametrize("home", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_names_from_before_and_since_numpy_2_are_read(tmp_path: Path, home: str):
     torch.save({"metric": np.float64(0.25)}, tmp_path / "checkpoint.pt", _use_new_zipfile_serialization=False)
     content = (tmp_path / "checkpoint.pt").read_bytes()
-    renamed = content.replace(b"numpy._core.multiarray\n", b"numpy.core.multiarray\n")
-    assert renamed != content
+    own = np.float64(0).__reduce__()[0].__module__
+    renamed = content.replace(f"{own}\n".encode(), f"{home}\n".encode())
+    assert (renamed != content) == (own != home)
     (tmp_path / "old.pt").write_bytes(renamed)
-    assert torch.load(tmp_path / "old.pt")["metric"] == 0.25
+    assert torch.load(tmp_path / "old.pt", weights_only=True)["metric"] == 0.25
 
 
 class Malicious:
@@ -108,12 +106,11 @@ class Malicious:
         return builtins.exec, ("raise SystemExit('ran code from a file')",)
 
 
-@pytest.mark.skipif(before_torch_26, reason="torch before 2.6 reads everything")
 def test_code_in_files_is_still_refused(tmp_path: Path):
     allow_plain_types_in_checkpoints()
     torch.save({"metric": Malicious()}, tmp_path / "checkpoint.pt")
     with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / "checkpoint.pt")
+        torch.load(tmp_path / "checkpoint.pt", weights_only=True)
 
 
 # -- transforms -------------------------------------------------------------------------------------------------------

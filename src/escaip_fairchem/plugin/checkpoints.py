@@ -111,7 +111,11 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
 
 
 def read_checkpoint(
-    path: str | Path, map_location: torch.device | str = "cpu", *, trusted: bool = False
+    path: str | Path,
+    map_location: torch.device | str = "cpu",
+    *,
+    trusted: bool = False,
+    how_to_trust: str = "set `task.trust_checkpoint: true`",
 ) -> dict[str, Any]:
     """Read a fairchem v1 checkpoint.
 
@@ -120,6 +124,7 @@ def read_checkpoint(
         map_location: Device for its tensors.
         trusted: Also accept files that hold other objects than tensors and plain values. Loading such a file can run
             any code that its author put there.
+        how_to_trust: What a user does to set ``trusted``, for the message.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, holds foreign objects, or is not a fairchem checkpoint.
@@ -130,22 +135,22 @@ def read_checkpoint(
     try:
         checkpoint = torch.load(file, map_location=map_location, weights_only=not trusted)
     except Exception as error:
-        raise _read_error(file, error, trusted=trusted) from error
+        raise _read_error(file, error, None if trusted else how_to_trust) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise CheckpointError(f"{file}: not a fairchem checkpoint, it has no `state_dict`")
     return checkpoint
 
 
-def _read_error(file: Path, error: Exception, *, trusted: bool) -> CheckpointError:
+def _read_error(file: Path, error: Exception, how_to_trust: str | None) -> CheckpointError:
     if not _is_saved_by_torch(file):
         return CheckpointError(f"{file}: not a readable checkpoint ({type(error).__name__}: no file of torch.save)")
-    if isinstance(error, pickle.UnpicklingError) and not trusted:
+    if isinstance(error, pickle.UnpicklingError) and how_to_trust is not None:
         text = str(error)
         foreign = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"WeightsUnpickler error: (.*)", text)
         what = foreign[1] if foreign else text.splitlines()[0]
         return CheckpointError(
             f"{file}: holds more than tensors and plain values ({what}), and loading it could run foreign code. "
-            "If you trust its author, set `task.trust_checkpoint: true`."
+            f"If you trust its author, {how_to_trust}."
         )
     reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     return CheckpointError(f"{file}: not a readable checkpoint ({reason})")

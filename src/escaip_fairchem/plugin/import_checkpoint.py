@@ -52,7 +52,7 @@ def import_checkpoint(source: Path, target: Path, *, trusted: bool = False) -> C
         CheckpointError: The file cannot be read, or a parameter has no place or no value; every key is named.
         ConfigError: The model section cannot be used.
     """
-    old = read_checkpoint(source, trusted=trusted)
+    old = read_checkpoint(source, trusted=trusted, how_to_trust="add --trust (or `trusted=True` in Python)")
     section = _model_section(old, source)
     arguments = convert_section(section)
     model = EScAIP(**copy.deepcopy(arguments))

@@ -1,8 +1,10 @@
-"""Files written by ``torch.save`` under torch ≥ 2.6, where ``torch.load`` accepts tensors and plain containers only."""
+"""Files written by ``torch.save``, where ``torch.load`` accepts tensors and plain containers only."""
 
 from __future__ import annotations
 
+import codecs
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,26 @@ def allow_plain_types_in_checkpoints() -> None:
 
     ``normalizers.pt`` and ``element_references.pt`` hold fairchem's two modules; ``normalizer: file:`` reads them back.
     Checkpoints of older releases hold numpy numbers (metrics), numpy arrays (random states) and paths.
+
+    Torch before 2.6 asks for this where ``weights_only=True`` is given, as this package gives it.
     """
+    types = [Normalizer, LinearReferences, set, codecs.encode, *_numpy_types(), *_path_types()]
     if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        return  # reads everything
-    torch.serialization.add_safe_globals([Normalizer, LinearReferences, set, *_numpy_types(), *_path_types()])
+        types = [_under_its_name(*entry) if isinstance(entry, tuple) else entry for entry in types]
+    torch.serialization.add_safe_globals(types)
+
+
+def _under_its_name(target: Callable[..., Any], name: str) -> Any:
+    """What torch before 2.6 finds under a name that is not the target's own: it looks at the attributes alone."""
+    module, _, own = name.rpartition(".")
+    if (target.__module__, target.__name__) == (module, own):
+        return target
+
+    def call(*arguments: Any) -> Any:
+        return target(*arguments)
+
+    call.__module__, call.__name__ = module, own
+    return call
 
 
 def _numpy_types() -> list[Any]:
