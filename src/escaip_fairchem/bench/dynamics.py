@@ -190,7 +190,7 @@ def _watch(model: torch.nn.Module, device: str) -> dict[str, float]:
 
 
 def run_md(session: Session) -> list[Table]:
-    """Measure dynamics of growing systems; write ``md.csv`` and ``md.md``."""
+    """Measure dynamics of growing systems; write ``md.csv``."""
     options = session.options
     outcomes: list[Outcome] = []
     for name in options.names(USUAL_MODELS, QUICK_MODELS):

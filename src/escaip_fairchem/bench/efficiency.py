@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def run_efficiency(session: Session) -> list[Table]:
-    """Measure all models, write ``efficiency.csv``, ``.md`` and ``.png``, and return the table."""
+    """Measure all models, write ``efficiency.csv`` and ``efficiency.png``, and return the table."""
     outcomes = measure_efficiency(session)
     table = efficiency_table(outcomes, session.machine)
     session.save(table, "efficiency")

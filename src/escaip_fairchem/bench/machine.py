@@ -118,8 +118,10 @@ def measure_machine(device: str, *, quick: bool = False) -> Machine:
         precision: {"x".join(map(str, shape)): gemm_rate(device, precision, shape, quick=quick) for shape in shapes}
         for precision in precisions
     }
-    copied = 2**24 if quick else COPIED_BYTES[device]
-    return Machine(**{**machine.as_dict(), "gemm_rates": rates, "copy_rate": copy_rate(device, copied)})
+    copied = copy_rate(device, 2**24 if quick else COPIED_BYTES[device])
+    if device == "cuda":
+        torch.cuda.empty_cache()  # for the processes that measure
+    return Machine(**{**machine.as_dict(), "gemm_rates": rates, "copy_rate": copied})
 
 
 def gemm_rate(device: str, precision: str, shape: tuple[int, int, int], *, quick: bool = False) -> float:

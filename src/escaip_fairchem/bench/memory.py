@@ -23,11 +23,12 @@ class MemoryProbe:
 
     Args:
         device: ``cpu`` or ``cuda``.
+        from_zero: Whether to count on a GPU everything that is allocated, rather than the growth.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, from_zero: bool = False) -> None:
         self._on_gpu = device == "cuda"
-        self.base_bytes = self._in_use()
+        self.base_bytes = 0 if from_zero and self._on_gpu else self._in_use()
         self.start()
 
     def start(self) -> None:

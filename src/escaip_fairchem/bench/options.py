@@ -13,6 +13,9 @@ from escaip_fairchem.bench.runner import Runner
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.bench.timing import Deadline
 
+BUDGETS = {"cpu": 60.0, "cuda": 4.0}
+"""Seconds for the repetitions of one case."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -28,7 +31,7 @@ class Options:
         time_limit: Seconds for the whole command; what does not fit is dropped. None: no limit.
         frames: Folder of real frames; None: beside the project, if they are there.
         fairchem2: Interpreter of an environment with fairchem v2.
-        budget: Seconds for the repetitions of one case.
+        budget: Seconds for the repetitions of one case; None: by the device.
     """
 
     device: str = "cpu"
@@ -40,13 +43,13 @@ class Options:
     time_limit: float | None = None
     frames: Path | None = None
     fairchem2: Path | None = None
-    budget: float = 60.0
+    budget: float | None = None
 
     @property
     def common(self) -> dict[str, Any]:
         """Fields of every case."""
         frames = None if self.frames is None else str(self.frames)
-        budget = min(self.budget, 5.0) if self.quick else self.budget
+        budget = 5.0 if self.quick else BUDGETS[self.device] if self.budget is None else self.budget
         return {"device": self.device, "seed": self.seed, "frames": frames, "budget": budget}
 
     def names(self, usual: Sequence[str], quick: Sequence[str]) -> list[ModelName]:
@@ -85,11 +88,9 @@ class Session:
         self.machine: Machine = measure_machine(options.device, quick=options.quick)
 
     def save(self, table: Table, name: str) -> Table:
-        """Write a table as CSV and Markdown if there is a folder for them."""
-        out = self.options.out
-        if out is not None:
-            table.write_csv(out / f"{name}.csv")
-            (out / f"{name}.md").write_text(table.markdown() + "\n", encoding="utf-8")
+        """Write a table as CSV if there is a folder for it."""
+        if self.options.out is not None:
+            table.write_csv(self.options.out / f"{name}.csv")
         return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,7 +15,15 @@ from escaip_fairchem.bench.cases import CompareCase, Outcome, PassCase
 from escaip_fairchem.bench.floors import count_flops, escaip_flops_per_atom, is_counted_by_hand, model_bytes
 from escaip_fairchem.bench.frames import FrameBatch, FramePool, draw_batches, join, load_pool
 from escaip_fairchem.bench.memory import MemoryProbe
-from escaip_fairchem.bench.models import ESCAIP, Contender, NotAvailableError, build, import_baselines, parse_name
+from escaip_fairchem.bench.models import (
+    ESCAIP,
+    Contender,
+    ModelName,
+    NotAvailableError,
+    build,
+    import_baselines,
+    parse_name,
+)
 from escaip_fairchem.bench.timing import Timer, synchronized_clock
 
 LEARNING_RATE, WEIGHT_DECAY, LARGEST_NORM = 1e-4, 0.01, 10.0
@@ -62,6 +71,12 @@ class Pass:
         return outputs
 
 
+@lru_cache(maxsize=1)
+def built(model: str, variant: str, seed: int, device: str) -> Contender:
+    """Build a model, or take the last one that was built: on a GPU its cases follow each other in one process."""
+    return build(ModelName(model=model, variant=variant), seed=seed, device=device)
+
+
 def measure_passes(case: PassCase) -> Outcome:
     """Time a model over batches drawn at random, and watch its memory meanwhile.
 
@@ -73,8 +88,8 @@ def measure_passes(case: PassCase) -> Outcome:
     warm_libraries(case.device)
     if case.model not in ESCAIP:
         import_baselines()
-    probe = MemoryProbe(case.device)
-    contender = build(case.name, seed=case.seed, device=case.device)
+    probe = MemoryProbe(case.device, from_zero=True)
+    contender = built(case.model, case.variant, case.seed, case.device)
     run = Pass(contender, case.mode)
     counted = warm_up(run, pool, case)
     seconds, peaks = [], []
@@ -86,6 +101,7 @@ def measure_passes(case: PassCase) -> Outcome:
         peaks.append(probe.peak_bytes())
         if synchronized_clock(case.device) - begin > case.budget:
             break
+    contender.module.zero_grad(set_to_none=True)
     return Outcome(
         case=case,
         seconds=seconds,
@@ -102,8 +118,8 @@ def measure_passes(case: PassCase) -> Outcome:
 def warm_up(run: Pass, pool: FramePool, case: PassCase) -> float:
     """Run a model before it is timed, and find its operations per atom.
 
-    The first pass takes the smallest frame: it loads what is loaded once. On a GPU three batches of the size that will
-    be timed follow.
+    The first pass takes the smallest frame: it loads what is loaded once. On a GPU up to three batches of the size that
+    will be timed follow.
     """
     small = join([min(pool.frames, key=len)]).to(case.device)
     if is_counted_by_hand(case.model):
@@ -112,8 +128,11 @@ def warm_up(run: Pass, pool: FramePool, case: PassCase) -> float:
     else:
         flops = count_flops(run.on(small)) / small.atoms
     if case.device == "cuda":
+        begin = synchronized_clock(case.device)
         for batch in draw_batches(pool, size=case.batch_size, count=3, seed=case.seed + 1):
             run.on(batch.to(case.device))()
+            if synchronized_clock(case.device) - begin > case.budget / 2:
+                break
     return flops
 
 

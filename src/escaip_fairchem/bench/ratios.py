@@ -22,8 +22,9 @@ LARGEST_FORCE_ERROR = 0.01
 """Root mean square error of a lower precision's forces, likewise."""
 PEER = "equiformer-v2-83m"
 FLAT_SIZES, QUICK_FLAT_SIZES = (100, 1000, 5000, 20000), (40, 80)
-MEMORY_BATCH = {"cpu": 16, "cuda": 32}
+MEMORY_BATCH = 16
 GPU_BATCH = 32
+TRAINER_SHARE = "trainer time outside forward, backward and optimizer"
 
 
 class Ratios:
@@ -45,11 +46,11 @@ class Ratios:
 
     def tables(self) -> list[Table]:
         """The table of ratios, and the times it is made from."""
-        parts: Sequence[Callable[[], list[Finding]]] = (
-            (self.gpu_against_peer, self.gpu_rate) if self.device == "cuda" else self._cpu_parts()
-        )
+        parts: Sequence[Callable[[], list[Finding]]] = (self.gpu,) if self.device == "cuda" else self._cpu_parts()
         findings = [finding for part in parts for finding in part()]
         findings += self.trainer()
+        if self.device == "cpu":
+            findings += [Finding(requirement=requirement, how="needs a GPU") for requirement in self.gpu_requirements()]
         notes = [
             f"model: {self.model}, direct energy and forces, random weights from seed {self.options.seed}, the same "
             "for all variants; ratios are of medians",
@@ -111,7 +112,7 @@ class Ratios:
 
     def memory(self) -> list[Finding]:
         """Peak memory of inference beside the plain path's."""
-        size = 2 if self.options.quick else MEMORY_BATCH["cpu"]
+        size = 2 if self.options.quick else MEMORY_BATCH
         plain, fast = (self._pass(f"{self.model}:{variant}", "inference", size) for variant in ("plain", "fast"))
         values = [Spread.of([float(peak) for peak in outcome.peak_bytes]).median for outcome in (plain, fast)]
         return [
@@ -212,7 +213,7 @@ class Ratios:
         return [
             Finding(
                 requirement=Requirement(
-                    what="trainer time outside forward, backward and optimizer",
+                    what=TRAINER_SHARE,
                     device=self.device,
                     bound=5.0,
                     unit="%",
@@ -223,60 +224,49 @@ class Ratios:
             )
         ]
 
-    def gpu_against_peer(self) -> list[Finding]:
-        """Samples per second and memory beside the peer's, at equal batch size."""
-        size = 2 if self.options.quick else GPU_BATCH
-        variants = ("fast", "bf16")
-        ours = [self._pass(f"{self.model}:{variant}", "inference", size) for variant in variants]
-        trained = [self._pass(f"{self.model}:{variant}", "training", size) for variant in variants]
-        peer = [self._pass(PEER, mode, size) if self.peer else None for mode in ("inference", "training")]
+    def gpu_requirements(self) -> list[Requirement]:
+        """What is asked of a GPU, in the order in which :meth:`gpu` finds it."""
         return [
-            self._against("inference samples/s", ours, peer[0], 10.0, size),
-            self._memory_against(ours, peer[0], size),
-            self._against("training samples/s", trained, peer[1], 10.0, size),
-        ]
-
-    def _against(self, what: str, ours: Sequence[Outcome], peer: Outcome | None, bound: float, size: int) -> Finding:
-        best = min((outcome for outcome in ours if outcome.is_measured), key=_median, default=None)
-        value = math.nan if best is None or peer is None else ratio(_median(peer), _median(best))
-        how = "" if best is None or peer is None else _why(peer) or f"{_title(peer)} / {_title(best)}"
-        return Finding(
-            requirement=Requirement(what=f"{what} against {PEER}, batch {size}", device="cuda", bound=bound),
-            value=value,
-            how=how,
-        )
-
-    def _memory_against(self, ours: Sequence[Outcome], peer: Outcome | None, size: int) -> Finding:
-        peaks = [_peak(outcome) for outcome in ours if outcome.is_measured]
-        value = math.nan if not peaks or peer is None else ratio(_peak(peer), min(peaks))
-        how = "" if math.isnan(value) or peer is None else f"{_peak(peer) / 1e9:.3g} GB / {min(peaks) / 1e9:.3g} GB"
-        return Finding(
-            requirement=Requirement(
-                what=f"peak memory of inference against {PEER}, batch {size}", device="cuda", bound=5.0
-            ),
-            value=value,
-            how=how,
-        )
-
-    def gpu_rate(self) -> list[Finding]:
-        """Share of the measured bf16 rate."""
-        size = 2 if self.options.quick else GPU_BATCH
-        outcome = self._pass(f"{self.model}:bf16", "inference", size)
-        rate = self.session.machine.rate("bf16")
-        atoms = Spread.of([float(count) for count in outcome.atoms]).mean
-        share = 100.0 * ratio(outcome.flops * atoms / _median(outcome), rate) if outcome.is_measured else math.nan
-        return [
-            Finding(
-                requirement=Requirement(
-                    what=f"share of the measured bf16 matrix rate, {self.model}, batch {size}, plain model's FLOPs",
-                    device="cuda",
-                    bound=50.0,
-                    unit="%",
-                ),
-                value=share,
-                how=_why(outcome) or f"rate {rate / 1e12:.0f} TFLOP/s",
+            Requirement(what=what, device="cuda", bound=bound, unit=unit, at_most=at_most)
+            for what, bound, unit, at_most in (
+                (f"inference samples/s against {PEER}, each at its best precision", 10.0, "×", False),
+                (f"peak memory of inference against {PEER}", 5.0, "×", False),
+                (f"training samples/s against {PEER}, each at its best precision", 10.0, "×", False),
+                (f"share of the measured bf16 matrix rate, {self.model}, FLOPs of the plain model", 50.0, "%", False),
+                (TRAINER_SHARE, 5.0, "%", True),
             )
         ]
+
+    def gpu(self) -> list[Finding]:
+        """Speed and memory beside the peer's at equal batch size, and the share of the measured bf16 rate."""
+        ours = [f"{self.model}:{variant}" for variant in ("fast", "tf32", "bf16")]
+        peers = [f"{self.peer}:{variant}" for variant in ("published", "tf32")] if self.peer else []
+        speed, memory, training, rate, _ = self.gpu_requirements()
+        inference = [self._best(names, "inference") for names in (peers, ours)]
+        return [
+            _samples(speed, *inference),
+            _peaks(memory, *inference),
+            _samples(training, *(self._best(names, "training") for names in (peers, ours))),
+            self._share_of_rate(rate),
+        ]
+
+    def _best(self, names: Sequence[str], mode: str) -> Outcome | None:
+        """The fastest of several ways to run a model, or why there is none."""
+        outcomes = [self._pass(name, mode, self._gpu_batch) for name in names]
+        measured = [outcome for outcome in outcomes if outcome.is_measured]
+        return min(measured, key=_median) if measured else next(iter(outcomes), None)
+
+    @property
+    def _gpu_batch(self) -> int:
+        return 2 if self.options.quick else GPU_BATCH
+
+    def _share_of_rate(self, requirement: Requirement) -> Finding:
+        outcome = self._pass(f"{self.model}:bf16", "inference", self._gpu_batch)
+        rate = self.session.machine.rate("bf16")
+        atoms = Spread.of([float(count) for count in outcome.atoms]).median
+        share = 100.0 * outcome.flops * atoms / _median(outcome) / rate if outcome.is_measured else math.nan
+        how = _why(outcome) or f"batch {self._gpu_batch}, rate {rate / 1e12:.0f} TFLOP/s"
+        return Finding(requirement=requirement, value=share, how=how)
 
     def _compare(self, names: list[str], mode: str) -> Outcome:
         repeats = 3 if self.options.quick else 7
@@ -303,7 +293,7 @@ class Ratios:
 
 
 def run_ratios(session: Session) -> list[Table]:
-    """Measure and work out all ratios; write ``ratios.csv`` and ``ratios.md``."""
+    """Measure and work out all ratios; write ``ratios.csv``."""
     tables = Ratios(session).tables()
     session.save(tables[0], "ratios")
     for number, table in enumerate(tables[1:]):
@@ -402,10 +392,30 @@ def _median(outcome: Outcome) -> float:
     return Spread.of(outcome.seconds).median
 
 
+def _samples(requirement: Requirement, theirs: Outcome | None, ours: Outcome | None) -> Finding:
+    """Ratio of samples per second, from median times at equal batch size."""
+    return _between(requirement, theirs, ours, _median, lambda outcome: f"{_median(outcome):.4g} s")
+
+
+def _peaks(requirement: Requirement, theirs: Outcome | None, ours: Outcome | None) -> Finding:
+    """Ratio of peak memory."""
+    return _between(requirement, theirs, ours, _peak, lambda outcome: f"{_peak(outcome) / 1e9:.3g} GB")
+
+
+def _between(
+    requirement: Requirement,
+    theirs: Outcome | None,
+    ours: Outcome | None,
+    size: Callable[[Outcome], float],
+    text: Callable[[Outcome], str],
+) -> Finding:
+    if theirs is None or ours is None:
+        return Finding(requirement=requirement, how="not asked for")
+    if not (theirs.is_measured and ours.is_measured):
+        return Finding(requirement=requirement, how=_why(theirs, ours))
+    how = " / ".join(f"{outcome.case.title} {text(outcome)}" for outcome in (theirs, ours))
+    return Finding(requirement=requirement, value=ratio(size(theirs), size(ours)), how=how)
+
+
 def _peak(outcome: Outcome) -> float:
     return Spread.of([float(peak) for peak in outcome.peak_bytes]).median
-
-
-def _title(outcome: Outcome) -> str:
-    assert isinstance(outcome.case, PassCase)
-    return f"{outcome.case.name} {_median(outcome):.4g} s"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from escaip_fairchem.bench.dynamics import run_md
 from escaip_fairchem.bench.efficiency import run_efficiency
+from escaip_fairchem.bench.machine import describe_machine
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.ratios import run_ratios
 from escaip_fairchem.bench.searches import run_neighbors
@@ -20,7 +22,27 @@ BENCHMARKS: dict[str, Callable[[Session], list[Table]]] = {
     "md": run_md,
     "train": run_train,
 }
-"""In the order in which a run with a time limit does them: what matters most comes first."""
+"""In the order in which a run of all does them: what matters most comes first."""
+
+SHARES = {"ratios": 0.5, "efficiency": 0.55, "neighbors": 0.3, "md": 0.6, "train": 1.0}
+"""Of the time that is left, how much each may take in a run of all with a time limit."""
+
+
+def run_benchmark(name: str, session: Session, *, alone: bool) -> list[Table]:
+    """Run a benchmark.
+
+    Args:
+        name: Key of :data:`BENCHMARKS`.
+        session: The run.
+        alone: Whether no other follows.
+    """
+    with session.runner.share_of_time(1.0 if alone else SHARES[name]):
+        return BENCHMARKS[name](session)
+
+
+def page_folder(device: str, folder: Path) -> Path:
+    """Where the tables and figures of a page lie: a folder named after the machine."""
+    return folder / describe_machine(device).slug
 
 
 def write_page(tables: Sequence[Table], session: Session, folder: Path) -> Path:
@@ -32,13 +54,18 @@ def write_page(tables: Sequence[Table], session: Session, folder: Path) -> Path:
         folder: Where to; the file is named after the machine.
     """
     machine = session.machine
-    kind = "quick run, the figures mean nothing; " if session.options.quick else ""
+    kind = "A quick run: the figures mean nothing. " if session.options.quick else ""
+    target = "gpu" if machine.device == "cuda" else "cpu"
     parts = [
         f"# Measured on {machine.name}",
-        f"Made by `make bench-{'gpu' if machine.device == 'cuda' else 'cpu'}` on {machine.date} ({kind}seed "
-        f"{session.options.seed}). How to read it: [README.md](README.md).",
+        f"{kind}Made by `make bench-{target}` on {machine.date}, seed {session.options.seed}. "
+        "[README.md](README.md) says how to read it.",
         *(table.markdown() for table in tables),
     ]
+    out = session.options.out
+    if out is not None and (out / "efficiency.png").is_file():
+        place = Path(os.path.relpath(out / "efficiency.png", folder)).as_posix()
+        parts.append(f"![samples per second and peak memory against batch size]({place})")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine.slug}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from contextlib import contextmanager
+from types import TracebackType
 
 from escaip_fairchem.bench.cases import DROPPED, FAILED, Case, Outcome, outcome_from
 from escaip_fairchem.bench.timing import Deadline
@@ -22,6 +23,11 @@ LONGEST_TAIL = 300
 class Runner:
     """Measures cases one after the other. Every case gets an outcome, also where time runs out.
 
+    On the CPU each case has a process of its own. On a GPU, whose allocator counts memory by itself and where starting
+    takes long, a process goes on until it fails. What was asked before is answered from memory.
+
+    Use it as a context, so that no process stays behind.
+
     Args:
         deadline: When to stop.
         show: Called with a line about each case.
@@ -30,101 +36,119 @@ class Runner:
     def __init__(self, deadline: Deadline, show: Callable[[str], None] = print) -> None:
         self.deadline = deadline
         self._show = show
+        self._worker: Worker | None = None
         self.outcomes: list[Outcome] = []
 
-    def run(self, cases: Sequence[Case]) -> list[Outcome]:
-        """Measure cases.
+    def __enter__(self) -> Runner:
+        return self
 
-        On the CPU each has a process of its own. On a GPU, whose allocator counts memory by itself and where starting
-        takes long, cases that come together share one. What was asked before is answered from memory.
-        """
-        new = [case for case in cases if self._known(case) is None]
-        for group in _groups(new):
-            self.outcomes += self._run_group(group)
-        return [outcome for outcome in map(self._known, cases) if outcome is not None]
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end_worker()
+
+    def run(self, cases: Sequence[Case]) -> list[Outcome]:
+        """Measure cases."""
+        return [self.one(case) for case in cases]
 
     def one(self, case: Case) -> Outcome:
         """Measure one case."""
-        return self.run([case])[0]
+        known = next((outcome for outcome in self.outcomes if outcome.case == case), None)
+        return known if known is not None else self._keep(self._measure(case))
 
     def drop(self, case: Case, reason: str) -> Outcome:
         """Give a case up."""
-        outcome = Outcome(case=case, status=DROPPED, reason=reason)
-        self._say(outcome)
+        return self._keep(Outcome(case=case, status=DROPPED, reason=reason))
+
+    @contextmanager
+    def share_of_time(self, share: float) -> Iterator[None]:
+        """Let a block have only that share of the time that is left."""
+        whole = self.deadline
+        self.deadline = whole.within(share)
+        try:
+            yield
+        finally:
+            self.deadline = whole
+
+    def _keep(self, outcome: Outcome) -> Outcome:
         self.outcomes.append(outcome)
-        return outcome
-
-    def _known(self, case: Case) -> Outcome | None:
-        return next((outcome for outcome in self.outcomes if outcome.case == case), None)
-
-    def _run_group(self, cases: Sequence[Case]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        while len(outcomes) < len(cases) and not self.deadline.has_passed:
-            for outcome in _in_a_process(cases[len(outcomes) :], self.deadline):
-                self._say(outcome)
-                outcomes.append(outcome)
-        for case in cases[len(outcomes) :]:
-            outcomes.append(Outcome(case=case, status=DROPPED, reason=TIME_LIMIT))
-            self._say(outcomes[-1])
-        return outcomes
-
-    def _say(self, outcome: Outcome) -> None:
         text = outcome.remark
         if outcome.is_measured and outcome.seconds:
             text = f"{min(outcome.seconds):.4g} s at best of {len(outcome.seconds)}"
         self._show(f"  {outcome.case.title}: {text or 'done'}")
+        return outcome
+
+    def _measure(self, case: Case) -> Outcome:
+        if self.deadline.has_passed:
+            return Outcome(case=case, status=DROPPED, reason=TIME_LIMIT)
+        if self._worker is None:
+            self._worker = Worker()
+        outcome = self._worker.ask(case, self.deadline)
+        if case.device == "cpu" or not self._worker.is_alive:
+            self._end_worker()
+        return outcome
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.end()
+            self._worker = None
 
 
-def _groups(cases: Sequence[Case]) -> Iterator[Sequence[Case]]:
-    if cases and all(case.device == "cuda" for case in cases):
-        yield cases
-    else:
-        yield from ([case] for case in cases)
+class Worker:
+    """A measuring process."""
 
+    def __init__(self) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 -- see end
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "escaip_fairchem.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.is_alive = True
 
-def _in_a_process(cases: Sequence[Case], deadline: Deadline) -> Iterator[Outcome]:
-    """Outcomes of cases until all are done, the process has died over one of them, or time is up."""
-    command = [sys.executable, "-m", "escaip_fairchem.bench.worker"]
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True) as process,
-    ):
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def ask(self, case: Case, deadline: Deadline) -> Outcome:
+        """Have a case measured. The process is of no more use if it dies over it, or is not done in time."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self._process.stdin.write(json.dumps(case.as_dict()) + "\n")
+            self._process.stdin.flush()
         try:
-            lines = _lines(process.stdout)
-            with contextlib.suppress(BrokenPipeError), process.stdin as stream:  # it died at once: see below
-                stream.write(json.dumps([case.as_dict() for case in cases]))
-            for case in cases:
-                try:
-                    line = lines.get(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
-                except queue.Empty:
-                    yield Outcome(case=case, status=DROPPED, reason=TIME_LIMIT)
-                    return
-                if not line:
-                    yield Outcome(case=case, status=FAILED, reason=_how_it_ended(process.wait(), log))
-                    return
-                yield outcome_from(json.loads(line))
-        finally:
-            process.kill()  # it is this command's own child, and has nothing left to do
+            line = self._answers.get(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            self.is_alive = False
+            return Outcome(case=case, status=DROPPED, reason=TIME_LIMIT)
+        if not line:
+            self.is_alive = False
+            return Outcome(case=case, status=FAILED, reason=self._how_it_ended())
+        return outcome_from(json.loads(line))
 
+    def end(self) -> None:
+        """End the process."""
+        self.is_alive = False
+        self._process.kill()  # it is this command's own child, and has nothing left to do
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            with contextlib.suppress(BrokenPipeError):
+                if stream is not None:
+                    stream.close()
 
-def _lines(stream: IO[str]) -> queue.Queue[str]:
-    """Lines of a stream as they come, then an empty one."""
-    lines: queue.Queue[str] = queue.Queue()
+    def _read(self) -> None:
+        """Pass on the answers as they come, then an empty one."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
 
-    def read() -> None:
-        for line in stream:
-            lines.put(line)
-        lines.put("")
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
-
-
-def _how_it_ended(status: int, log: IO[str]) -> str:
-    if status == -9:
-        return "the process was killed, most likely for want of memory"
-    log.seek(0)
-    tail = " ".join(log.read().split())[-LONGEST_TAIL:]
-    return f"the process ended with status {status}: {tail}"
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        if status == -9:
+            return "the process was killed, most likely for want of memory"
+        self._log.seek(0)
+        tail = " ".join(self._log.read().split())[-LONGEST_TAIL:]
+        return f"the process ended with status {status}: {tail}"

@@ -85,7 +85,7 @@ def _searcher(case: NeighborCase) -> Callable[[FrameBatch], Callable[[], Any]]:
 
 
 def run_neighbors(session: Session) -> list[Table]:
-    """Measure both searches over growing systems and over mixed cells; write ``neighbors.csv`` and ``.md``."""
+    """Measure both searches over growing systems and over mixed cells; write ``neighbors.csv``."""
     options = session.options
     sizes = QUICK_SIZES if options.quick else SIZES
     alone, together = mixed_batches(quick=options.quick)

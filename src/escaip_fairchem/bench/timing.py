@@ -86,6 +86,10 @@ class Deadline:
     def __init__(self, seconds: float | None) -> None:
         self._end = math.inf if seconds is None else time.monotonic() + seconds
 
+    def within(self, share: float) -> Deadline:
+        """A deadline at a share of the time that is left."""
+        return Deadline(None if self._end == math.inf else share * self.remaining)
+
     @property
     def remaining(self) -> float:
         """Seconds left, infinite without a limit."""

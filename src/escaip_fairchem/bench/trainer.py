@@ -120,7 +120,7 @@ def _settings(case: TrainerCase, folder: Path) -> dict[str, Any]:
 
 
 def run_train(session: Session) -> list[Table]:
-    """Measure the trainer; write ``train.csv`` and ``train.md``."""
+    """Measure the trainer; write ``train.csv``."""
     options = session.options
     cases = [
         trainer_case(session, name.model, name.variant)

@@ -1,4 +1,4 @@
-"""The measuring process: cases come in as JSON on standard input, outcomes go out as lines of JSON.
+"""The measuring process: cases come in as lines of JSON on standard input, outcomes go out likewise.
 
 A process of its own gives every case a memory of its own, whose peak nobody has raised before, and lets a case that
 runs out of memory or time end without its neighbours.
@@ -7,6 +7,7 @@ runs out of memory or time end without its neighbours.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -47,6 +48,7 @@ def measure(case: Case) -> Outcome:
         traceback.print_exc()
         return Outcome(case=case, status=FAILED, reason=brief(error))
     finally:
+        gc.collect()
         if case.device == "cuda":
             torch.cuda.empty_cache()
     return outcome
@@ -74,16 +76,16 @@ def limit_memory() -> None:
 
 
 def main(answers: TextIO) -> None:
-    """Measure the cases of standard input.
+    """Measure the cases of standard input, one per line, until it ends.
 
     Args:
         answers: Gets a line per case. Whatever libraries print goes elsewhere.
     """
     warnings.filterwarnings("ignore")
-    cases = [case_from(content) for content in json.load(sys.stdin)]
-    if all(case.device == "cpu" for case in cases):
-        limit_memory()
-    for case in cases:
+    for line in sys.stdin:
+        case = case_from(json.loads(line))
+        if case.device == "cpu":
+            limit_memory()
         with contextlib.redirect_stdout(sys.stderr):
             outcome = measure(case)
         answers.write(json.dumps(outcome.as_dict()) + "\n")

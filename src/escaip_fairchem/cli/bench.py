@@ -30,7 +30,10 @@ def add_parser(subparsers: Any) -> None:
         _add_options(command)
         if name == "all":
             command.add_argument(
-                "--page", type=Path, metavar="DIR", help="write DIR/<machine>.md, the page for docs/benchmarks"
+                "--page",
+                type=Path,
+                metavar="DIR",
+                help="write DIR/<machine>.md, a page for docs/benchmarks, and its files into DIR/<machine>",
             )
         command.set_defaults(run=run)
 
@@ -45,7 +48,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--batch-sizes", type=_numbers, metavar="N,…", help="structures per batch")
     command.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="drop what does not fit, and say so")
-    command.add_argument("--budget", type=_seconds, default=60.0, metavar="SECONDS", help="per case (default: 60)")
+    command.add_argument("--budget", type=_seconds, metavar="SECONDS", help="per case (default: 60, on a GPU 4)")
     command.add_argument("--frames", type=Path, metavar="DIR", help="folder of real frames (oc20_3frames.extxyz, …)")
     command.add_argument("--fairchem2", type=Path, metavar="PYTHON", help="interpreter that has fairchem v2")
 
@@ -53,13 +56,17 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a benchmark and print its tables."""
     # These import torch.
+    from escaip_fairchem.bench.machine import check_device
     from escaip_fairchem.bench.options import Options, Session, machine_table
-    from escaip_fairchem.bench.report import BENCHMARKS, write_page
+    from escaip_fairchem.bench.report import BENCHMARKS, page_folder, run_benchmark, write_page
 
+    page: Path | None = getattr(arguments, "page", None)
+    check_device(arguments.device)
+    out = page_folder(arguments.device, page) if arguments.out is None and page is not None else arguments.out
     options = Options(
         device=arguments.device,
         seed=arguments.seed,
-        out=arguments.out,
+        out=out,
         quick=arguments.quick,
         models=arguments.models,
         batch_sizes=arguments.batch_sizes,
@@ -72,14 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
     wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
     tables = [machine_table(session.machine)]
     print(f"\n{tables[0].markdown()}\n", flush=True)
-    for name in wanted:
-        print(f"=== {name}", flush=True)
-        made = BENCHMARKS[name](session)
-        tables += made
-        for table in made:
-            print(f"\n{table.markdown()}\n", flush=True)
-    if getattr(arguments, "page", None) is not None:
-        print(f"wrote {write_page(tables, session, arguments.page)}")
+    with session.runner:
+        for name in wanted:
+            print(f"=== {name}", flush=True)
+            made = run_benchmark(name, session, alone=len(wanted) == 1)
+            tables += made
+            for table in made:
+                print(f"\n{table.markdown()}\n", flush=True)
+    if page is not None:
+        print(f"wrote {write_page(tables, session, page)}")
     return 0
 
 

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.common.utils import radius_graph_pbc, setup_imports
+from fairchem.core.common.utils import radius_graph_pbc
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from escaip_fairchem.errors import ConfigError, nearest
 from escaip_fairchem.nn import Systems
 
+_EQUIFORMER_V2_CLASS = "fairchem.core.models.equiformer_v2.equiformer_v2_deprecated.EquiformerV2"
 _EQUIFORMER_V2: dict[str, Any] = {
     "use_pbc": True, "regress_forces": True, "otf_graph": True, "max_neighbors": 20, "max_radius": 12.0,
     "max_num_elements": 90, "sphere_channels": 128, "attn_hidden_channels": 64, "num_heads": 8,
@@ -48,36 +49,36 @@ _GEMNET_OC: dict[str, Any] = {
 }  # fmt: skip
 
 BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
-    "equiformer-v2-83m": ("equiformer_v2", {**_EQUIFORMER_V2, "num_layers": 12, "lmax_list": [6]}),
+    "equiformer-v2-83m": (_EQUIFORMER_V2_CLASS, {**_EQUIFORMER_V2, "num_layers": 12, "lmax_list": [6]}),
     "equiformer-v2-31m": (
-        "equiformer_v2",
+        _EQUIFORMER_V2_CLASS,
         {**_EQUIFORMER_V2, "num_layers": 8, "lmax_list": [4], "drop_path_rate": 0.1},
     ),
     "escn-l6": (
-        "escn",
+        "fairchem.core.models.escn.escn.eSCN",
         {
             "num_layers": 12, "max_neighbors": 20, "cutoff": 12.0, "sphere_channels": 128, "hidden_channels": 256,
             "lmax_list": [6], "mmax_list": [2], "num_sphere_samples": 128, "distance_function": "gaussian",
             "regress_forces": True, "use_pbc": True, "basis_width_scalar": 2.0, "otf_graph": True,
         },
     ),
-    "gemnet-oc": ("gemnet_oc", _GEMNET_OC),
+    "gemnet-oc": ("fairchem.core.models.gemnet_oc.gemnet_oc.GemNetOC", _GEMNET_OC),
     "painn": (
-        "painn",
+        "fairchem.core.models.painn.painn.PaiNN",
         {
             "hidden_channels": 512, "num_layers": 6, "num_rbf": 128, "cutoff": 12.0, "max_neighbors": 50,
             "regress_forces": True, "direct_forces": True, "use_pbc": True, "otf_graph": True,
         },
     ),
     "schnet": (
-        "schnet",
+        "fairchem.core.models.schnet.SchNetWrap",
         {
             "hidden_channels": 1024, "num_filters": 256, "num_interactions": 5, "num_gaussians": 200, "cutoff": 6.0,
             "use_pbc": True, "regress_forces": True, "otf_graph": True,
         },
     ),
 }  # fmt: skip
-"""fairchem's name of each model's class, and its settings."""
+"""Each model's class and settings. The class is named by its place, so that no other model has to be importable."""
 
 
 def build_baseline(name: str) -> nn.Module:
@@ -93,7 +94,6 @@ def build_baseline(name: str) -> nn.Module:
         raise ConfigError(f"baseline {name!r} is unknown{nearest(name, BASELINES)}")
     class_name, settings = BASELINES[name]
     with quiet():
-        setup_imports()
         model: nn.Module = registry.get_model_class(class_name)(**copy.deepcopy(settings))
     return model
 
