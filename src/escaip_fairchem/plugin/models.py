@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
+from torch import nn
 
 from escaip_fairchem.errors import ConfigError, nearest
 from escaip_fairchem.nn import BackboneConfig
@@ -61,7 +62,7 @@ class EScAIP(HydraModel):
         settings: Settings of the backbone, flat.
 
     Raises:
-        ConfigError: A key is unknown, missing or given twice.
+        ConfigError: A key is unknown, missing or given twice; or edges are computed that no head reads.
     """
 
     def __init__(
@@ -87,11 +88,33 @@ class EScAIP(HydraModel):
             pass_through_head_outputs=pass_through_head_outputs,
             freeze_backbone=freeze_backbone,
         )
+        if finetune_config is None:  # with it the backbone may be another model's; training checks it all the same
+            check_edges_are_read(self)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> list[str]:
         """Names of the parameters that the optimizer must not decay."""
         return parameters_without_decay(self)
+
+
+def check_edges_are_read(model: nn.Module) -> None:
+    """Refuse a backbone that computes features of edges which no head reads: nothing would train them.
+
+    Args:
+        model: Any ``hydra`` model; other backbones and frozen ones pass.
+
+    Raises:
+        ConfigError: That is so.
+    """
+    backbone, heads = getattr(model, "backbone", None), getattr(model, "output_heads", {})
+    if not isinstance(backbone, EScAIPBackbone) or not backbone.has_edge_stream:
+        return
+    is_trained = any(parameter.requires_grad for parameter in backbone.parameters())
+    if is_trained and not any(getattr(head, "reads_edges", False) for head in heads.values()):
+        raise ConfigError(
+            f"model.heads: none of {', '.join(heads)} reads edges, which the backbone computes for direct forces; add "
+            "the head `forces`, or set the backbone's regress_forces: false"
+        )
 
 
 def backbone_section(nested: Mapping[str, Any], flat: Mapping[str, Any], otf_graph: bool | None) -> dict[str, Any]:

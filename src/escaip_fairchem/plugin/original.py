@@ -21,6 +21,8 @@ MODULES = {
     "EScAIPGradientEnergyForceHead": "escaip_fairchem.EScAIPConservativeHead",
     "EScAIPRank2Head": "escaip_fairchem.EScAIPRank2Head",
 }
+# Heads that need what the backbone does for forces only.
+_FORCE_HEADS = tuple(MODULES[name] for name in MODULES if name != "EScAIPEnergyHead" and name != "EScAIPBackbone")
 # Keys of a hydra section that have nothing to do with the architecture.
 _HYDRA_KEYS = ("pass_through_head_outputs", "otf_graph", "freeze_backbone")
 
@@ -133,7 +135,8 @@ def convert_section(model: Mapping[str, Any]) -> dict[str, Any]:
     """Turn an original ``model:`` section into the arguments of :class:`EScAIP`.
 
     The original's gradient head averages over atoms whatever ``energy_reduce`` says, and its rank-2 head is not
-    equivariant; the result says so explicitly, so that it predicts the original's numbers.
+    equivariant; the result says so explicitly, so that it predicts the original's numbers. Features of edges that no
+    head reads are not computed.
 
     Raises:
         ConfigError: A module or key is unknown.
@@ -154,6 +157,8 @@ def convert_section(model: Mapping[str, Any]) -> dict[str, Any]:
             backbone["energy_reduce"] = "mean"
         if head["module"].endswith("EScAIPRank2Head"):
             head["equivariant"] = False
+    if not any(head["module"] in _FORCE_HEADS for head in heads.values()):
+        backbone["regress_forces"] = False
     return {**converted, "backbone": backbone, "heads": heads}
 
 

@@ -14,6 +14,7 @@ from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.conservative import check_common_scale
 from escaip_fairchem.plugin.trainer.evaluation import TrainerEvaluation
 from escaip_fairchem.plugin.trainer.finite import require_usable_scale
+from escaip_fairchem.plugin.trainer.trained_heads import check_heads_are_trained
 from escaip_fairchem.plugin.trainer.training import TrainingLoop
 
 
@@ -43,7 +44,7 @@ class EScAIPForcesTrainer(TrainerEvaluation):
             disable_eval_tqdm: Whether to hide the progress of validations.
 
         Raises:
-            ConfigError: A conservative model's targets are normalised by different scales.
+            ConfigError: A conservative model's targets are normalised by different scales, or some head has no loss.
             NonFiniteError: A loss, prediction, label or gradient is not finite.
             CheckpointError: The loaded checkpoint's optimizer state does not fit, or a checkpoint cannot be written.
         """
@@ -51,6 +52,8 @@ class EScAIPForcesTrainer(TrainerEvaluation):
         ensure_fitted(self._unwrapped_model, warn=True)
         self.finish_normalizers()
         check_common_scale(self._unwrapped_model, self.normalizers)
+        trained = {term.target for term in self.objective.terms}
+        check_heads_are_trained(self._unwrapped_model, trained, self.output_targets)
         if self.ema is not None and not self.ema_decay:
             logging.info("optim.ema_decay is not set: the checkpoint's averaged weights are not carried on")
             self.ema = None
