@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -102,6 +105,28 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
 def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no_such_folder"):
         save_atomically({}, tmp_path / "no_such_folder" / "checkpoint.pt")
+
+
+def test_a_parent_that_is_no_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"cannot be written \(Not a directory\); no file was left behind"):
+        save_atomically({}, tmp_path / "file" / "checkpoint.pt")
+
+
+def test_a_file_system_that_cannot_sync_folders_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sync = os.fsync
+
+    def of_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_only)
+    save_atomically({"state_dict": {}, "step": 1}, tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.pt")["step"] == 1
+    assert "x.pt: written, but" in caplog.text
 
 
 def test_reading_says_what_is_wrong(tmp_path: Path) -> None:

@@ -195,6 +195,23 @@ def test_handles_travel_to_other_processes_and_are_dropped_with_their_owner(file
     environment.close()
 
 
+def test_a_forked_process_opens_its_own(file: Path):
+    parents = open_shared(str(file), **READ)
+    receiver, sender = os.pipe()
+    child = os.fork()
+    if child == 0:
+        own = open_shared(str(file), **READ)
+        is_own = own._entry is not parents._entry and read(own) == b"value"
+        entry = parents._entry
+        parents.close()
+        own.close()
+        os.write(sender, b"own" if is_own and entry.environment.path() else b"inherited")
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(receiver, 20) == b"own"
+    assert read(parents) == b"value"
+
+
 def test_files_that_cannot_be_opened_say_so(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         open_shared(str(tmp_path / "none.lmdb"), **READ)

@@ -166,7 +166,7 @@ sys.path.insert(0, sys.argv[1])
 import escaip_fairchem
 import torch.distributed as dist
 from trainer_cases import build, config
-from escaip_fairchem.errors import NonFiniteError, RunFolderError
+from escaip_fairchem.errors import CheckpointError, NonFiniteError, RunFolderError
 from pathlib import Path
 rank = int(os.environ["RANK"])
 folder = Path(sys.argv[2])
@@ -194,8 +194,15 @@ try:
     bad.train(disable_eval_tqdm=True)
 except NonFiniteError as error:
     stopped = str(error)
+full = build({**settings, "print_every": 100}, folder)
+full.config["cmd"]["checkpoint_dir"] = "/dev/null"
+unwritten = ""
+try:
+    full.train(disable_eval_tqdm=True)
+except CheckpointError as error:
+    unwritten = str(error)
 print("RESULT" + json.dumps({
-    "name": trainer.timestamp_id, "refused": refused, "stopped": stopped, "own": own,
+    "unwritten": unwritten, "name": trainer.timestamp_id, "refused": refused, "stopped": stopped, "own": own,
     "loss": metrics["loss"]["metric"], "numel": metrics["energy_mae"]["numel"],
     "weights": sum(p.double().sum().item() for p in trainer.model.parameters()),
 }), flush=True)
@@ -213,8 +220,9 @@ def test_two_processes_train_predict_and_stop_together(data: dict[str, Path], tm
         for rank in range(2)
     ]  # fmt: skip
     first, second = (json.loads(finish(process).split("RESULT")[1]) for process in processes)
-    for key in ("name", "loss", "weights", "refused", "stopped"):
+    for key in ("name", "loss", "weights", "refused", "stopped", "unwritten"):
         assert first[key] == second[key]
+    assert "/dev/null/checkpoint.pt: cannot be written (Not a directory)" in first["unwritten"]
     assert "in use by process" in first["refused"]
     assert "rank 1: step 1" in first["stopped"]
     assert "the prediction 'forces' is not finite for sid 'cu" in first["stopped"]

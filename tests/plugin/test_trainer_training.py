@@ -372,3 +372,35 @@ def test_validation_uses_the_average_and_exact_means(data: tuple[Path, Path], tm
     other = build(settings, tmp_path)
     other.load_checkpoint(str(tmp_path / "checkpoints/run/checkpoint.pt"))
     assert other.validate(disable_tqdm=True)["forces_mae"] == found["forces_mae"]
+
+
+def test_validation_stops_soon_after_a_value_that_is_not_finite(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(iter(build(config(*data, optimizer__eval_batch_size=1), tmp_path).val_loader)).sid[0]
+    spoiled = with_label(tmp_path / "bad.lmdb", data[1], int(first.removeprefix("cu")), "energy", math.nan)
+    trainer = build(config(data[0], spoiled, optimizer__eval_batch_size=1), tmp_path)
+    monkeypatch.setattr("escaip_fairchem.plugin.trainer.finite.WINDOW", 3)
+    batches: list[int] = []
+    evaluate = trainer._evaluate_batch
+    trainer._evaluate_batch = lambda *args: batches.append(1) or evaluate(*args)
+    with pytest.raises(NonFiniteError, match=f"'energy' is not finite for sid '{first}'"):
+        trainer.validate(disable_tqdm=True)
+    assert len(batches) == 3 < len(trainer.val_loader)
+
+
+@pytest.mark.parametrize(("terminal", "rank", "shown"), [(True, 0, True), (False, 0, False), (True, 1, False)])
+def test_bars_of_evaluations_are_shown_to_people_only(
+    data: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: bool,
+    rank: int,
+    shown: bool,
+) -> None:
+    trainer = build(config(*data), tmp_path)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    monkeypatch.setattr("fairchem.core.common.distutils.is_master", lambda: rank == 0)
+    trainer.validate()
+    assert ("%|" in capsys.readouterr().err) == shown

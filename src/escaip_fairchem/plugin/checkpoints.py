@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import pickle
 import re
 import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,19 +36,20 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
     target = Path(path)
     own = f".{target.name}.{os.getpid()}-"
     temporary = target.with_name(f"{own}{secrets.token_hex(4)}.tmp")
-    _remove_leftovers(target, but=own)
     try:
+        _remove_leftovers(target, but=own)
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-        _sync_folder(target.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error above is the one to report
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise _write_error(target, error) from error
         raise
+    _sync_folder(target)
 
 
 def _remove_leftovers(target: Path, *, but: str) -> None:
@@ -57,13 +59,16 @@ def _remove_leftovers(target: Path, *, but: str) -> None:
             file.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name itself to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_folder(target: Path) -> None:
+    """Bring a new name itself to the disk; some file systems cannot, and the file is there all the same."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logging.warning(f"{target}: written, but a power failure in the next seconds may undo it ({error})")
 
 
 def _write_error(target: Path, error: OSError) -> CheckpointError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lmdb
 
-_Key = tuple[int, int, tuple[tuple[str, Any], ...]]
+_Key = tuple[int, int, int, tuple[tuple[str, Any], ...]]
 
 
 @dataclass
@@ -34,7 +34,8 @@ class SharedEnvironment:
         self._closed = True
         self._path, self._settings = path, settings
         status = os.stat(path)  # noqa: PTH116 (a Path would do no better)
-        self._key: _Key = (status.st_dev, status.st_ino, tuple(sorted(settings.items())))
+        # A forked process inherits the table, but must not use an environment that it did not open.
+        self._key: _Key = (os.getpid(), status.st_dev, status.st_ino, tuple(sorted(settings.items())))
         entry = _open_files.get(self._key)
         if entry is None:
             entry = _open_files[self._key] = _Entry(lmdb.open(path, **settings), 0)
@@ -54,6 +55,8 @@ class SharedEnvironment:
         if self._closed:
             return
         self._closed = True
+        if self._key[0] != os.getpid():
+            return  # the parent's environment, which stays in the table and untouched
         self._entry.users -= 1
         if self._entry.users == 0:
             _open_files.pop(self._key, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from escaip_fairchem.errors import CheckpointError
 from escaip_fairchem.plugin.checkpoints import read_checkpoint, save_atomically
-from escaip_fairchem.plugin.trainer.distributed import gather_everywhere
+from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, on_master
 from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, check_average
 from escaip_fairchem.plugin.trainer.finite import require_finite_weights
 from escaip_fairchem.plugin.trainer.metrics import higher_is_better
@@ -224,6 +224,6 @@ class TrainerCheckpointing(TrainerSetup):
         if best is not None and not (value > best if higher_is_better(primary_metric) else value < best):
             return
         self.best_val_metric = value
-        self.save(metrics=val_metrics, checkpoint_file="best_checkpoint.pt", training_state=False)
+        on_master(lambda: self.save(metrics=val_metrics, checkpoint_file="best_checkpoint.pt", training_state=False))
         if self.test_loader is not None:
             self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)

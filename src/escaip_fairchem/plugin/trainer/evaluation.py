@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
-from escaip_fairchem.plugin.trainer.distributed import sum_over_ranks
+from escaip_fairchem.plugin.trainer.distributed import on_master, sum_over_ranks
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, unfinished_structures
 from escaip_fairchem.plugin.trainer.loaders import loaded_rows, original_order, seed_loader
 from escaip_fairchem.plugin.trainer.objective import shaped_label
@@ -70,6 +71,8 @@ class TrainerEvaluation(TrainerCheckpointing):
         with self.swap.averaged(self.ema):
             for batch in self._shown(loader, disable_tqdm):
                 metrics = self._evaluate_batch(batch, metrics, window, guard)
+                if guard.is_full:
+                    guard.check()
         guard.check()
         metrics = self._aggregate_metrics(metrics)
         losses = window.mean(self.objective)
@@ -83,8 +86,9 @@ class TrainerEvaluation(TrainerCheckpointing):
         self.model.eval()
 
     def _shown(self, loader: Any, disable_tqdm: bool) -> Any:
-        rank = distutils.get_rank()
-        return tqdm(loader, total=len(loader), position=rank, desc=f"device {rank}", disable=disable_tqdm)
+        """The loader with a bar, where somebody looks at one: on the first process, if it has a terminal."""
+        hidden = disable_tqdm or not distutils.is_master() or not sys.stderr.isatty()
+        return tqdm(loader, total=len(loader), desc="evaluating", disable=hidden)
 
     def _evaluate_batch(self, batch: Any, metrics: Metrics, window: LossWindow, guard: FiniteGuard) -> Metrics:
         names = SampleNames.of(batch)
@@ -232,12 +236,15 @@ class TrainerEvaluation(TrainerCheckpointing):
         if results_file is None:
             return
         parts = distutils.gather_objects((dict(predictions), places))
-        if not distutils.is_master() or self.is_debug:
-            return
-        rows = merge_processes([part for part, _ in parts], [own for _, own in parts], list(predictions))
-        path = Path(self.config["cmd"]["results_dir"]) / f"{self.name}_{results_file}.npz"
-        logging.info(f"Writing results to {path}")
-        write_arrays(as_arrays(rows), path)
+
+        def write() -> None:
+            rows = merge_processes([part for part, _ in parts], [own for _, own in parts], list(predictions))
+            path = Path(self.config["cmd"]["results_dir"]) / f"{self.name}_{results_file}.npz"
+            logging.info(f"Writing results to {path}")
+            write_arrays(as_arrays(rows), path)
+
+        if not self.is_debug:
+            on_master(write)
 
     def run_relaxations(self) -> None:
         """Relax the structures of ``dataset.relax`` with the averaged weights, as fairchem does."""

@@ -7,7 +7,6 @@ import logging
 from typing import Any, ClassVar
 
 import torch
-from fairchem.core.common import distutils
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.trainers import OCPTrainer
 from torch import Tensor
@@ -15,10 +14,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
 import escaip_fairchem.plugin.loggers  # noqa: F401 -- registers the null logger
-from escaip_fairchem.errors import RunFolderError
 from escaip_fairchem.plugin.run_folder import RunFolderLock, unique_run_name
 from escaip_fairchem.plugin.trainer.amp import Precision
-from escaip_fairchem.plugin.trainer.distributed import from_master
+from escaip_fairchem.plugin.trainer.distributed import from_master, on_master
 from escaip_fairchem.plugin.trainer.ema import WeightSwap
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard
 from escaip_fairchem.plugin.trainer.loaders import Collater, build_loader
@@ -116,16 +114,13 @@ class TrainerSetup(OCPTrainer):
 
     def _take_folder(self) -> None:
         """Lock the run folder, on the first process; all processes stop if it is taken."""
-        problem = None
-        if distutils.is_master() and not self.is_debug:
+
+        def take() -> None:
             self._lock = RunFolderLock(self.config["cmd"]["checkpoint_dir"])
-            try:
-                self._lock.acquire()
-            except RunFolderError as error:
-                problem = str(error)
-        problem = from_master(problem)
-        if problem:
-            raise RunFolderError(problem)
+            self._lock.acquire()
+
+        if not self.is_debug:
+            on_master(take)
 
     def close(self) -> None:
         """Give the run folder back. The end of the process does the same."""

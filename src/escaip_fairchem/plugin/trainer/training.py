@@ -11,6 +11,7 @@ from torch import Tensor
 
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.samples import SampleNames
+from escaip_fairchem.plugin.trainer.distributed import on_master
 from escaip_fairchem.plugin.trainer.loaders import seed_loader
 from escaip_fairchem.plugin.trainer.progress import Progress
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals
@@ -134,7 +135,7 @@ class TrainingLoop:
         self.progress.pause()
         trainer = self.trainer
         trainer.gather_resume_state()
-        trainer.save(checkpoint_file="checkpoint.pt", training_state=True)
+        on_master(lambda: trainer.save(checkpoint_file="checkpoint.pt", training_state=True))
         self._saved_step = trainer.step
         self.progress.proceed()
 
