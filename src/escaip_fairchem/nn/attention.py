@@ -101,13 +101,17 @@ class NeighborhoodAttention(nn.Module):
         Returns:
             Shape (N, K, H). Rows of empty slots are finite and without meaning.
         """
+        update_NKH: Tensor = self.out_projection(self.mix(messages_NKH, cosines_NKK, mask_NK))
+        return update_NKH
+
+    def mix(self, messages_NKH: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
+        """The same but for the projection at the end."""
         heads_N3AKD = self.in_projection(messages_NKH).unflatten(-1, (3, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
         query_NAKD, key_NAKD, value_NAKD = heads_N3AKD.unbind(1)
         mixed_NAKD = self.attend(
             query_NAKD, key_NAKD, value_NAKD, self._bias(cosines_NKK, mask_NK), self.dropout if self.training else 0.0
         )
-        update_NKH: Tensor = self.out_projection(mixed_NAKD.transpose(1, 2).flatten(-2))
-        return update_NKH
+        return mixed_NAKD.transpose(1, 2).flatten(-2)
 
     def _bias(self, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
         """Additive bias: the scaled cosines, −inf where the key's slot is empty."""

@@ -131,7 +131,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, state: State, graph: Graph, features: EdgeFeatures) -> State:
         """Update node and edge states."""
-        update_NKH = self.graph_attention(self.attention_norm(state.node_NH), graph, features)
+        return self.with_update(state, self.graph_attention(self.attention_norm(state.node_NH), graph, features), graph)
+
+    def with_update(self, state: State, update_NKH: Tensor, graph: Graph) -> State:
+        """What follows the attention, whose updates of the edges are (N, K, H)."""
         node_NH = state.node_NH + self._drop(masked_mean(update_NKH, graph.mask_NK), graph)
         node_NH = node_NH + self._drop(self.node_ffn(self.node_norm(node_NH)), graph)
         if state.edge_NKH is None or self.edge_ffn is None or self.edge_norm is None:

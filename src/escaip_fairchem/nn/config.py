@@ -22,6 +22,8 @@ from escaip_fairchem.nn.normalization import NORMALIZATIONS
 
 ConfigT = TypeVar("ConfigT")
 
+EXECUTIONS = ("fast", "plain")
+
 # Keys of the original that have no meaning here, each with the reason that a warning gives.
 OBSOLETE_KEYS = {
     "batch_size": "any batch size runs",
@@ -65,6 +67,8 @@ class BackboneConfig:
         mlp_dropout: Dropout in dense layers.
         atten_dropout: Dropout of attention weights.
         stochastic_depth_prob: Chance that a structure skips a residual branch in training.
+        execution: ``fast`` computes with less work, ``plain`` as the equations are written; the same to rounding.
+        distance_table: Whether the fast path reads what depends on distances alone from tables at inference.
     """
 
     hidden_size: int
@@ -94,6 +98,8 @@ class BackboneConfig:
     mlp_dropout: float = 0.0
     atten_dropout: float = 0.0
     stochastic_depth_prob: float = 0.0
+    execution: str = "fast"
+    distance_table: bool = True
 
     def __post_init__(self) -> None:
         check_choices(
@@ -103,6 +109,7 @@ class BackboneConfig:
             distance_function=DISTANCE_FUNCTIONS,
             atten_name=ATTENTION_FUNCTIONS,
             energy_reduce=ENERGY_REDUCTIONS,
+            execution=EXECUTIONS,
         )
         for name in _POSITIVE:
             if getattr(self, name) <= 0:

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.nn.graph import Graph
+from escaip_fairchem.nn.model import Backbone
 
 # Atoms of the counted batch: costs are proportional to it.
 _ATOMS = 8
@@ -47,11 +48,11 @@ def meta_graph(config: BackboneConfig) -> Graph:
     )
 
 
-def count_costs(backbone: nn.Module, config: BackboneConfig) -> Costs:
+def count_costs(backbone: Backbone, config: BackboneConfig) -> Costs:
     """Run a backbone without data and count.
 
     Args:
-        backbone: A :class:`escaip_fairchem.nn.Backbone` on the ``meta`` device.
+        backbone: It lives on the ``meta`` device.
         config: Its settings.
     """
     saved: dict[int, int] = {}
@@ -66,7 +67,7 @@ def count_costs(backbone: nn.Module, config: BackboneConfig) -> Costs:
     kept: list[Tensor] = []  # Keeps the ids of the tensors apart.
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
-        features = backbone(meta_graph(config))
+        features = backbone.plain(meta_graph(config))
     depths = config.num_layers + 1
     rows = 1 + (config.max_neighbors if features.edge_NKH is not None else 0)
     return Costs(

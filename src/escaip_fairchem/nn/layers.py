@@ -14,6 +14,17 @@ class Dense(nn.Sequential):
     def __init__(self, in_size: int, out_size: int, *, activation: str, dropout: float = 0.0) -> None:
         super().__init__(nn.Linear(in_size, out_size), build_activation(activation), nn.Dropout(dropout))
 
+    @property
+    def affine(self) -> nn.Linear:
+        """The linear layer alone."""
+        linear: nn.Linear = self[0]
+        return linear
+
+    def activate(self, preactivation: Tensor) -> Tensor:
+        """What follows the linear layer: ``dropout(act(x))``."""
+        activated: Tensor = self[2](self[1](preactivation))
+        return activated
+
 
 class FeedForward(nn.Sequential):
     """Two linear layers with an activation between them: ``W₂ dropout(act(W₁ x))``."""
@@ -24,6 +35,18 @@ class FeedForward(nn.Sequential):
             nn.Linear(multiplier * size, size),
             nn.Dropout(dropout),
         )
+
+    @property
+    def dense(self) -> Dense:
+        """The first layer with its activation."""
+        dense: Dense = self[0]
+        return dense
+
+    @property
+    def last(self) -> nn.Linear:
+        """The second layer."""
+        linear: nn.Linear = self[1]
+        return linear
 
 
 class StochasticDepth(nn.Module):

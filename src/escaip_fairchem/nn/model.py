@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.nn.attention import NeighborhoodAttention
@@ -11,6 +12,11 @@ from escaip_fairchem.nn.basis import angle_cosines, bond_orientational_order, bu
 from escaip_fairchem.nn.blocks import AttentionBlock, BlockSettings, InputBlock
 from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
+from escaip_fairchem.nn.fast.distances import BasisTerms, DistanceTerms
+from escaip_fairchem.nn.fast.inference import infer
+from escaip_fairchem.nn.fast.recorded import record
+from escaip_fairchem.nn.fast.tables import TableKeeper
+from escaip_fairchem.nn.fast.terms import Inputs
 from escaip_fairchem.nn.graph import Graph
 from escaip_fairchem.nn.initialization import initialize
 from escaip_fairchem.nn.precision import full_precision
@@ -53,14 +59,23 @@ class Backbone(nn.Module):
         self.readouts = nn.ModuleList(_readout(config, has_edge_stream) for _ in range(config.num_layers + 1))
         self.node_projection = _projection(config)
         self.edge_projection = _projection(config) if has_edge_stream else None
+        self._table_keeper = TableKeeper()
         initialize(self)
 
-    def forward(self, graph: Graph) -> Features:
-        """Compute the features of a batch.
+    def forward(self, graph: Graph, *, parameter_gradients: bool | None = None) -> Features:
+        """Compute the features of a batch, in the way that ``config.execution`` names.
 
         Args:
             graph: Neighbourhoods and their geometry; its dtype is that of the parameters outside autocast.
+            parameter_gradients: Whether gradients of parameters may be asked for later; by default where gradients are
+                recorded at all. Forces of a conservative model need gradients, but at inference none of parameters.
         """
+        if self.config.execution == "plain":
+            return self.plain(graph)
+        return self.fast(graph, torch.is_grad_enabled() if parameter_gradients is None else parameter_gradients)
+
+    def plain(self, graph: Graph) -> Features:
+        """Compute the features as the equations have it: the reference."""
         features = self.edge_features(graph)
         state = self.input_block(graph, features)
         readouts = [self.readouts[0](state)]
@@ -72,13 +87,45 @@ class Backbone(nn.Module):
             edge_NKH = self.edge_projection([part.edge_NKH for part in readouts])
         return Features(node_NH=self.node_projection([part.node_NH for part in readouts]), edge_NKH=edge_NKH)
 
+    def fast(self, graph: Graph, parameter_gradients: bool) -> Features:
+        """Compute the same with less work, see :mod:`escaip_fairchem.nn.fast`."""
+        with full_precision(graph.distance_NK.device):
+            inputs = Inputs(
+                graph=graph,
+                order_NL=self.bond_orientational_order(graph),
+                cosines_NKK=angle_cosines(graph.direction_NK3),
+                distances=self.distance_terms(graph, parameter_gradients),
+            )
+        compute = record if torch.is_grad_enabled() or self.training else infer
+        node_NH, edge_NKH = compute(self, inputs)
+        return Features(node_NH=node_NH, edge_NKH=edge_NKH)
+
+    def distance_terms(self, graph: Graph, parameter_gradients: bool) -> DistanceTerms:
+        """How the fast path gets at what depends on distances alone: by tables where it may, else by the basis."""
+        # Tables are as exact as float32; float64 is for those who want more.
+        may_tabulate = not (parameter_gradients or self.training) and graph.distance_NK.dtype == torch.float32
+        if self.config.distance_table and may_tabulate:
+            tables = self._table_keeper.tables(self)
+            if tables is not None:
+                return tables.look_up(graph)
+        return BasisTerms(radial_NKG=self.radial(graph))
+
+    def radial(self, graph: Graph) -> Tensor:
+        """Radial basis of every slot, 0 without a neighbour; shape (N, K, G)."""
+        radial_NKG: Tensor = self.radial_basis(graph.distance_NK)
+        return radial_NKG.masked_fill(~graph.edge_mask_NK.unsqueeze(-1), 0.0)
+
+    def bond_orientational_order(self, graph: Graph) -> Tensor:
+        """Shape of every neighbourhood, shape (N, lmax + 1)."""
+        lmax = self.config.node_direction_expansion_size - 1
+        return bond_orientational_order(graph.direction_NK3, graph.mask_NK, lmax)
+
     def edge_features(self, graph: Graph) -> EdgeFeatures:
         """Describe edges and neighbourhoods by invariant numbers, in full precision also under autocast."""
         with full_precision(graph.distance_NK.device):
-            lmax = self.config.node_direction_expansion_size - 1
             return EdgeFeatures(
-                radial_NKG=self.radial_basis(graph.distance_NK).masked_fill(~graph.edge_mask_NK.unsqueeze(-1), 0.0),
-                order_NL=bond_orientational_order(graph.direction_NK3, graph.mask_NK, lmax),
+                radial_NKG=self.radial(graph),
+                order_NL=self.bond_orientational_order(graph),
                 cosines_NKK=angle_cosines(graph.direction_NK3),
             )
 

@@ -52,6 +52,7 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
             conservative models ``strained``, the leaves of the differentiation.
         """
         dtype = next(self.parameters()).dtype
+        parameter_gradients = torch.is_grad_enabled()
         # A conservative model needs gradients also where fairchem has switched them off (validation, prediction).
         with (
             errors_name_samples(data),
@@ -65,7 +66,8 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
                 )
                 strained = make_differentiable(systems) if self.config.is_conservative else None
                 graph = build_graph(systems if strained is None else strained.systems, neighborhoods)
-            return {"features": self.network(graph), "graph": graph, "strained": strained}
+            features = self.network(graph, parameter_gradients=parameter_gradients)
+            return {"features": features, "graph": graph, "strained": strained}
 
     @torch.jit.ignore
     def no_weight_decay(self) -> list[str]:

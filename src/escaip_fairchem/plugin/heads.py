@@ -85,7 +85,11 @@ class _Head(nn.Module, HeadInterface):
 
     @property
     def _shape(self) -> dict[str, Any]:
-        return {"multiplier": self.config.output_hidden_layer_multiplier, "activation": self.config.activation}
+        return {
+            "multiplier": self.config.output_hidden_layer_multiplier,
+            "activation": self.config.activation,
+            "fast": self.config.execution == "fast",
+        }
 
 
 @registry.register_model("escaip_energy_head")

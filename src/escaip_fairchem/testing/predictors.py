@@ -71,7 +71,11 @@ class Predictor(nn.Module):
         self.config = replace(config, regress_forces=kind != "energy", direct_force=kind != "conservative")
         reads_edges = kind not in ("conservative", "energy")
         self.backbone = Backbone(self.config, has_edge_stream=reads_edges)
-        shape: dict[str, Any] = {"multiplier": config.output_hidden_layer_multiplier, "activation": config.activation}
+        shape: dict[str, Any] = {
+            "multiplier": config.output_hidden_layer_multiplier,
+            "activation": config.activation,
+            "fast": config.execution == "fast",
+        }
         width = config.hidden_size
         self.energy = EnergyHead(width, reduce=config.energy_reduce, **shape)
         self.forces = DirectForceHead(width, **shape) if reads_edges else None
@@ -109,14 +113,16 @@ class Predictor(nn.Module):
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             strained = make_differentiable(systems)
-            energy_B1 = self.energy_of(_graph_in_full_precision(strained.systems, neighborhoods))
+            graph = _graph_in_full_precision(strained.systems, neighborhoods)
+            energy_B1 = self.energy_of(graph, parameter_gradients=create_graph)
             forces_N3, virial_B33 = energy_derivatives(energy_B1, strained, create_graph=create_graph)
         stress_B33 = stress_from_virial(virial_B33, systems.cell_B33, systems.pbc_B3)
         return {"energy": energy_B1, "forces": forces_N3, "stress": stress_B33}
 
-    def energy_of(self, graph: Graph) -> Tensor:
+    def energy_of(self, graph: Graph, *, parameter_gradients: bool | None = None) -> Tensor:
         """Energies of shape (B, 1), differentiable in the graph's geometry."""
-        energy_B1: Tensor = self.energy(self.backbone(graph).node_NH, graph)
+        features = self.backbone(graph, parameter_gradients=parameter_gradients)
+        energy_B1: Tensor = self.energy(features.node_NH, graph)
         return energy_B1
 
     def neighborhoods(self, systems: Systems) -> Neighborhoods:

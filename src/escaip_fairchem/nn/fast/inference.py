@@ -1,0 +1,198 @@
+"""The forward pass where no gradients are recorded: a few atoms at a time, and in place.
+
+Within a block, the edges of an atom see nothing of other atoms but the node states at its beginning. So all work on
+edges, from messages to readouts and their projection, is done for a chunk of atoms at a time: its intermediate results
+stay in the cache, and all that lasts are the edge states and the projections' sums. Residual branches are summed
+inside the matrix products, and the weight of a norm is multiplied into the layer that follows it.
+
+Legend: C atoms of a chunk, E = C · K their slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from escaip_fairchem.nn.fast.products import accumulate
+from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum
+from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges
+from escaip_fairchem.nn.normalization import RMSNorm
+
+if TYPE_CHECKING:
+    from escaip_fairchem.nn.blocks import AttentionBlock, InputBlock
+    from escaip_fairchem.nn.layers import FeedForward
+    from escaip_fairchem.nn.model import Backbone
+    from escaip_fairchem.nn.readout import Projection
+
+EDGES_PER_CHUNK = {"cpu": 1024}
+"""Edges worked on together, by device type: few enough for the cache, enough for efficient products."""
+
+EDGES_PER_CHUNK_ELSEWHERE = 2**17
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive atoms.
+
+    Attributes:
+        index: Which chunk it is.
+        atoms: Their rows.
+        weights_C1K: One over the number of used slots in used slots, 0 in empty ones, shape (C, 1, K).
+    """
+
+    index: int
+    atoms: slice
+    weights_C1K: Tensor
+
+    def mean(self, values_EH: Tensor) -> Tensor:
+        """Mean over the used slots, shape (C, H); values of empty slots are finite."""
+        values_CKH = values_EH.view(self.weights_C1K.shape[0], -1, values_EH.shape[-1])
+        return torch.bmm(self.weights_C1K.to(values_CKH.dtype), values_CKH).squeeze(1)
+
+
+def split(inputs: Inputs) -> list[Chunk]:
+    """Split a batch into chunks of a size that fits its device."""
+    mask_NK = inputs.graph.mask_NK
+    used_NK = mask_NK.to(inputs.order_NL.dtype)
+    weights_NK = used_NK / used_NK.sum(dim=1, keepdim=True)
+    edges = EDGES_PER_CHUNK.get(mask_NK.device.type, EDGES_PER_CHUNK_ELSEWHERE)
+    size = max(edges // mask_NK.shape[1], 1)
+    parts = weights_NK.unsqueeze(1).split(size)
+    return [Chunk(i, slice(i * size, i * size + len(part)), part) for i, part in enumerate(parts)]
+
+
+class EdgeStream:
+    """The edge states of all chunks, and what has been collected for their projection.
+
+    Args:
+        backbone: Whose readouts are used.
+        projection: The projection of the edges.
+        chunks: Number of chunks.
+    """
+
+    def __init__(self, backbone: Backbone, projection: Projection, chunks: int) -> None:
+        self.readouts = [readout.edge for readout in backbone.readouts]
+        self.projection = DepthwiseProjection(projection)
+        self.states_EH: list[Tensor] = [torch.empty(0)] * chunks
+        self.collected: list[ProjectionSum] = [self.projection.start() for _ in range(chunks)]
+
+    def collect(self, chunk: Chunk, depth: int, branch: Branch) -> None:
+        """Collect the readout of a chunk's state."""
+        readout_EH = branch.added_to(self.states_EH[chunk.index], in_place=False)
+        self.projection.add(self.collected[chunk.index], depth, readout_EH)
+
+    def finish(self, slots: int) -> Tensor:
+        """Project; shape (N, K, H)."""
+        parts = []
+        for index, collected in enumerate(self.collected):
+            parts.append(self.projection.finish(collected))
+            self.states_EH[index] = torch.empty(0)
+            self.collected[index] = self.projection.start()
+        features_NKH: Tensor = torch.cat(parts).unflatten(0, (-1, slots))
+        return features_NKH
+
+
+class Branch:
+    """``FFN(norm x)`` with the norm's weight multiplied into the first layer.
+
+    Args:
+        norm: The norm.
+        ffn: The feed-forward layer.
+    """
+
+    def __init__(self, norm: nn.Module, ffn: FeedForward) -> None:
+        self.norm = norm
+        self.dense = ffn.dense
+        self.last = ffn.last
+        first = self.dense.affine
+        is_weighted = isinstance(norm, (RMSNorm, nn.LayerNorm))
+        self.weight: Tensor = first.weight * norm.weight if is_weighted else first.weight
+        is_shifted = isinstance(norm, nn.LayerNorm)
+        self.bias: Tensor = functional.linear(norm.bias, first.weight, first.bias) if is_shifted else first.bias
+
+    def added_to(self, inputs_EH: Tensor, *, in_place: bool) -> Tensor:
+        """``x + FFN(norm x)``."""
+        hidden_EF = self.dense.activate(functional.linear(self._normed(inputs_EH), self.weight, self.bias))
+        outputs_EH = inputs_EH.add_(self.last.bias) if in_place else inputs_EH + self.last.bias
+        return accumulate(outputs_EH, hidden_EF, self.last.weight)
+
+    def _normed(self, inputs_EH: Tensor) -> Tensor:
+        if isinstance(self.norm, RMSNorm):
+            wide = inputs_EH if inputs_EH.dtype == torch.float64 else inputs_EH.float()
+            mean_square_E1 = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / inputs_EH.shape[-1]
+            scale_E1: Tensor = torch.rsqrt(mean_square_E1 + self.norm.EPSILON)
+            return inputs_EH * scale_E1.to(inputs_EH.dtype)
+        if isinstance(self.norm, nn.LayerNorm):
+            return functional.layer_norm(inputs_EH, self.norm.normalized_shape, eps=self.norm.eps)
+        return inputs_EH
+
+
+def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
+    chunks = split(inputs)
+    stream = None
+    if backbone.edge_projection is not None:
+        stream = EdgeStream(backbone, backbone.edge_projection, len(chunks))
+    node_projection = DepthwiseProjection(backbone.node_projection)
+    node_sum = node_projection.start()
+
+    node_NH = input_states(backbone.input_block, inputs, chunks, stream)
+    node_projection.add(node_sum, 0, backbone.readouts[0].node(node_NH))
+    for depth, (block, readout) in enumerate(zip(backbone.blocks, backbone.readouts[1:], strict=True), start=1):
+        node_NH = block_states(block, node_NH, inputs, chunks, stream, depth)
+        node_projection.add(node_sum, depth, readout.node(node_NH))
+    edge_NKH = None if stream is None else stream.finish(inputs.graph.sender_NK.shape[1])
+    return node_projection.finish(node_sum), edge_NKH
+
+
+def input_states(block: InputBlock, inputs: Inputs, chunks: list[Chunk], stream: EdgeStream | None) -> Tensor:
+    """Make the first states; returns the nodes' (N, H)."""
+    terms = attribute_terms(block, inputs)
+    branch = Branch(block.ffn_norm, block.ffn)
+    readout = None if stream is None else edge_readout(stream, 0)
+    means = []
+    for chunk in chunks:
+        edge_EH = embedded_edges(block, inputs, terms, 0, chunk.atoms).flatten(0, 1)
+        edge_EH = branch.added_to(edge_EH, in_place=True)
+        means.append(chunk.mean(edge_EH))
+        if stream is not None and block.edge_norm is not None and readout is not None:
+            stream.states_EH[chunk.index] = block.edge_norm(edge_EH)
+            stream.collect(chunk, 0, readout)
+    node_NH: Tensor = block.node_norm(torch.cat(means))
+    return node_NH
+
+
+def block_states(
+    block: AttentionBlock, node_NH: Tensor, inputs: Inputs, chunks: list[Chunk], stream: EdgeStream | None, depth: int
+) -> Tensor:
+    """Update node and edge states; returns the nodes' (N, H)."""
+    attention = block.graph_attention.attention
+    out = attention.out_projection
+    terms = MessageTerms(block.graph_attention, block.attention_norm(node_NH), inputs)
+    branch = None if block.edge_ffn is None or block.edge_norm is None else Branch(block.edge_norm, block.edge_ffn)
+    readout = None if stream is None else edge_readout(stream, depth)
+    means = []
+    for chunk in chunks:
+        mixed_CKH = attention.mix(
+            terms.messages(depth, chunk.atoms), inputs.cosines_NKK[chunk.atoms], inputs.graph.mask_NK[chunk.atoms]
+        )
+        mixed_EH = mixed_CKH.flatten(0, 1)
+        means.append(chunk.mean(mixed_EH))
+        if stream is not None and branch is not None and readout is not None:
+            state_EH = accumulate(stream.states_EH[chunk.index].add_(out.bias), mixed_EH, out.weight)
+            stream.states_EH[chunk.index] = branch.added_to(state_EH, in_place=True)
+            stream.collect(chunk, depth, readout)
+    # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
+    node_NH = node_NH + out(torch.cat(means))
+    return Branch(block.node_norm, block.node_ffn).added_to(node_NH, in_place=True)
+
+
+def edge_readout(stream: EdgeStream, depth: int) -> Branch:
+    """The residual branch of a depth's edge readout."""
+    part = stream.readouts[depth]
+    assert part is not None
+    return Branch(part.norm, part.ffn)

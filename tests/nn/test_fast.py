@@ -1,0 +1,119 @@
+"""The fast path computes what the plain one does: features, predictions and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from escaip_fairchem.nn.activations import ACTIVATIONS
+from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
+from escaip_fairchem.nn.fast import inference
+from escaip_fairchem.testing import KINDS, batch, relative_error, structures, tiny_predictor
+from escaip_fairchem.testing.tolerances import assert_close
+
+ZOO = [
+    structures.disordered(1),
+    structures.molecule(),
+    structures.slab(),
+    structures.isolated(8),
+    structures.disordered(2, 4, (True, False, True)),
+]
+
+
+def pair(kind: str, *, dtype: torch.dtype, **changes):
+    """The same model on both paths."""
+    plain = tiny_predictor(kind, dtype=dtype, execution="plain", **changes)
+    fast = tiny_predictor(kind, dtype=dtype, execution="fast", **changes)
+    fast.load_state_dict(plain.state_dict())
+    return plain, fast
+
+
+def compare(plain, fast, systems) -> None:
+    expected, actual = plain(systems), fast(systems)
+    assert set(actual) == set(expected)
+    for name, reference in expected.items():
+        assert_close(actual[name], reference, "same numbers", name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_without_gradients(kind, dtype):
+    plain, fast = pair(kind, dtype=dtype)
+    with torch.no_grad():
+        compare(plain, fast, batch(ZOO, dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_in_chunks(kind, monkeypatch):
+    monkeypatch.setitem(inference.EDGES_PER_CHUNK, "cpu", 60)
+    plain, fast = pair(kind, dtype=torch.float64)
+    with torch.no_grad():
+        compare(plain, fast, batch(ZOO, torch.float64))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_gradient(kind, training):
+    plain, fast = pair(kind, dtype=torch.float64)
+    systems = batch(ZOO, torch.float64)
+    for model in (plain, fast):
+        model.train(training)
+        outputs = model(systems)
+        generator = torch.Generator().manual_seed(0)
+        sum(
+            (value * torch.randn(value.shape, generator=generator, dtype=value.dtype)).sum()
+            for _, value in sorted(outputs.items())
+        ).backward()
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    for name, parameter in fast.named_parameters():
+        assert (parameter.grad is None) == (expected[name] is None), name
+        if parameter.grad is not None:
+            assert relative_error(parameter.grad, expected[name], floor=1e-6) < 1e-10, name
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_every_activation(kind, activation):
+    plain, fast = pair(kind, dtype=torch.float64, activation=activation)
+    with torch.no_grad():
+        compare(plain, fast, batch(ZOO, torch.float64))
+
+
+@pytest.mark.parametrize("normalization", ["rmsnorm", "layernorm", "none"])
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_every_normalization(kind, normalization):
+    plain, fast = pair(kind, dtype=torch.float64, normalization=normalization)
+    with torch.no_grad():
+        compare(plain, fast, batch(ZOO, torch.float64))
+
+
+@pytest.mark.parametrize("distance_function", DISTANCE_FUNCTIONS)
+def test_every_basis(distance_function):
+    plain, fast = pair("direct", dtype=torch.float64, distance_function=distance_function)
+    with torch.no_grad():
+        compare(plain, fast, batch(ZOO, torch.float64))
+
+
+def test_layernorm_of_readouts_far_from_zero():
+    """The variance of the concatenation comes from parts; a difference of squares would lose it in float32."""
+    plain, fast = pair("direct", dtype=torch.float32, normalization="layernorm")
+    exact, _ = pair("direct", dtype=torch.float64, normalization="layernorm")
+    with torch.no_grad():
+        for model in (plain, fast, exact):
+            for readout in model.backbone.readouts:
+                readout.node.ffn[1].bias.fill_(100.0)
+        energies = [
+            model(batch(ZOO, dtype))["energy"] for model, dtype in ((plain, torch.float32), (fast, torch.float32))
+        ]
+        reference = exact(batch(ZOO, torch.float64))["energy"]
+    plain_error, fast_error = (relative_error(energy, reference) for energy in energies)
+    assert fast_error < 2 * plain_error
+
+
+def test_stochastic_depth_and_dropout_stay_random_per_structure():
+    _, fast = pair("direct", dtype=torch.float64, stochastic_depth_prob=0.5, mlp_dropout=0.3, atten_dropout=0.3)
+    systems = batch(ZOO, torch.float64)
+    fast.train()
+    with torch.no_grad():
+        first, second = fast(systems)["forces"], fast(systems)["forces"]
+    assert relative_error(first, second) > 1e-3
