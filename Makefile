@@ -8,14 +8,17 @@ INSTALLED := $(VENV)/.installed
 # Files of tests run side by side on all cores, each with one thread; tests of one file may share a trained model.
 PYTEST_FLAGS ?= -n auto --dist loadfile
 DEMO_FLAGS ?= --overwrite
+BENCH_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint install clean
+.PHONY: help demo test lint install bench-cpu bench-gpu clean
 
 help:
 	@echo "make demo   data, training, evaluation, relaxation and dynamics, in minutes (results in demo/)"
 	@echo "make test   all tests"
 	@echo "make lint   formatting, types, layers"
+	@echo "make bench-cpu  measure time and memory on this machine's processor, in about two hours (docs/benchmarks)"
+	@echo "make bench-gpu  the same on its GPU, in less than 8 minutes; PYTHON=python3 runs without .venv"
 	@echo "make clean  remove what these made, .venv included"
 
 demo: $(INSTALLED)
@@ -31,6 +34,15 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 
 install: $(INSTALLED)
+
+# Unattended; BENCH_FLAGS adds options of `escaip bench all`.
+bench-cpu: $(INSTALLED)
+	$(BIN)/escaip bench all --device cpu --page docs/benchmarks $(BENCH_FLAGS)
+
+# With PYTHON given, that interpreter runs the source tree as it is: on a machine that has torch and e3nn but no network.
+bench-gpu: $(if $(PYTHON),,$(INSTALLED))
+	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(PYTHON),$(BIN)/python) -m escaip_fairchem.cli.main \
+	  bench all --device cuda --time-limit 420 --page docs/benchmarks $(BENCH_FLAGS)
 
 # CC=false: an installation that would compile something fails, instead of succeeding where there is a compiler.
 $(INSTALLED): pyproject.toml constraints.txt

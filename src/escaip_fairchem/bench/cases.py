@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -242,6 +243,22 @@ class Outcome:
         """For JSON."""
         content = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"}
         return {"case": self.case.as_dict(), **content}
+
+
+def why_not_larger(last: Outcome | None, *, growth: float, longest: float) -> str:
+    """Why a case is not worth trying after a smaller one of its kind; empty if it is.
+
+    Args:
+        last: How the smaller one ended; None if there was none.
+        growth: How many times longer this one is expected to take.
+        longest: Seconds that one repetition may take.
+    """
+    if last is None:
+        return ""
+    if not last.is_measured:
+        return last.reason if last.status in (NOT_AVAILABLE, DROPPED) else "smaller ones did not work"
+    expected = statistics.median(last.seconds) * growth
+    return f"would take about {expected:.0f} s" if expected > longest else ""
 
 
 def outcome_from(content: Mapping[str, Any]) -> Outcome:

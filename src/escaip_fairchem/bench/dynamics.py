@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from escaip_fairchem.bench.cases import DynamicsCase, Outcome
+from escaip_fairchem.bench.cases import DynamicsCase, Outcome, why_not_larger
 from escaip_fairchem.bench.floors import Floor, escaip_flops_per_atom, model_bytes, weightless
 from escaip_fairchem.bench.frames import FrameBatch, join, make_bulk
 from escaip_fairchem.bench.models import (
@@ -196,11 +196,13 @@ def run_md(session: Session) -> list[Table]:
     for name in options.names(USUAL_MODELS, QUICK_MODELS):
         for driver in DRIVERS:
             last: Outcome | None = None
+            before = 1
             for atoms in QUICK_SIZES if options.quick else SIZES:
                 case = _case(session, name, driver, atoms)
-                reason = _why_not(last, atoms, LONGEST_STEP[options.device])
+                reason = why_not_larger(last, growth=atoms / before, longest=LONGEST_STEP[options.device])
                 last = session.runner.drop(case, reason) if reason else session.runner.one(case)
                 outcomes.append(last)
+                before = atoms
     return [session.save(dynamics_table(outcomes, session), "md")]
 
 
@@ -208,17 +210,6 @@ def _case(session: Session, name: ModelName, driver: str, atoms: int) -> Dynamic
     return DynamicsCase(
         **session.options.common, model=name.model, variant=name.variant, driver=driver, atoms=atoms, steps=5
     )
-
-
-def _why_not(last: Outcome | None, atoms: int, longest: float) -> str:
-    """Why a larger system is not worth trying; empty if it is."""
-    if last is None:
-        return ""
-    if not last.is_measured:
-        return "smaller systems did not work"
-    assert isinstance(last.case, DynamicsCase)
-    expected = Spread.of(last.seconds).median * atoms / last.case.atoms
-    return f"a step would take about {expected:.0f} s" if expected > longest else ""
 
 
 def dynamics_table(outcomes: Sequence[Outcome], session: Session) -> Table:

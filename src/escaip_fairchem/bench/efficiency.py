@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from escaip_fairchem.bench.cases import NOT_AVAILABLE, Outcome, PassCase
+from escaip_fairchem.bench.cases import NOT_AVAILABLE, Outcome, PassCase, why_not_larger
 from escaip_fairchem.bench.floors import Floor
 from escaip_fairchem.bench.machine import Machine
 from escaip_fairchem.bench.models import BASELINES, SECOND_FAIRCHEM, ModelName
@@ -62,27 +62,18 @@ def _ascending(session: Session, name: ModelName, mode: str) -> list[Outcome]:
     options = session.options
     batches = QUICK_BATCHES if options.quick else BATCHES
     outcomes: list[Outcome] = []
+    before = 0
     for size in options.sizes(USUAL_SIZES[options.device], (1, 2)):
         case = PassCase(
             **options.common, model=name.model, variant=name.variant, mode=mode, batch_size=size, batches=batches
         )
-        reason = _why_not(outcomes, size, LONGEST_PASS[options.device])
+        last = outcomes[-1] if outcomes else None
+        reason = why_not_larger(last, growth=size / max(before, 1), longest=LONGEST_PASS[options.device])
         outcomes.append(session.runner.drop(case, reason) if reason else session.runner.one(case))
+        before = size
         if outcomes[-1].status == NOT_AVAILABLE:
             break
     return outcomes
-
-
-def _why_not(smaller: Sequence[Outcome], size: int, longest: float) -> str:
-    """Why a batch size is not worth trying after smaller ones; empty if it is."""
-    if not smaller:
-        return ""
-    last = smaller[-1]
-    if not last.is_measured:
-        return "smaller batches did not work"
-    assert isinstance(last.case, PassCase)
-    expected = Spread.of(last.seconds).median * size / last.case.batch_size
-    return f"a pass would take about {expected:.0f} s" if expected > longest else ""
 
 
 def floor_of(outcome: Outcome, precision: str) -> Floor:

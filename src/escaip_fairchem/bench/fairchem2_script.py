@@ -31,6 +31,7 @@ def main() -> dict[str, Any]:
         import torch
         from fairchem.core.datasets.atomic_data import AtomicData, atomicdata_list_to_batch
         from fairchem.core.models.escaip import EScAIP
+        from torch.utils.flop_counter import FlopCounterMode
     except ImportError as error:
         return {"missing": f"fairchem v2's EScAIP cannot be imported: {error}"}
     device, on_gpu = request["device"], request["device"] == "cuda"
@@ -49,7 +50,10 @@ def main() -> dict[str, Any]:
     seconds, peaks = [], []
     begin = time.perf_counter()
     with torch.no_grad():
-        run(batches[0].clone().to(device))
+        counter = FlopCounterMode(display=False)
+        with counter:
+            run(batches[0].clone().to(device))
+        flops = counter.get_total_flops() / sum(request["batches"][0]["counts"])
         for batch in batches:
             prepared = batch.clone().to(device)
             if on_gpu:
@@ -68,7 +72,7 @@ def main() -> dict[str, Any]:
         "seconds": seconds,
         "atoms": [sum(content["counts"]) for content in request["batches"]][: len(seconds)],
         "peak_bytes": peaks,
-        "flops": float("nan"),
+        "flops": flops,
         "parameters": sum(parameter.numel() for parameter in parameters),
         "weight_bytes": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
     }

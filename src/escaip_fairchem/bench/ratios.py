@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase
-from escaip_fairchem.bench.floors import WEIGHT_PASSES, Floor, escaip_flops_per_atom
-from escaip_fairchem.bench.models import ESCAIP, ModelName, parse_name
+from escaip_fairchem.bench.comparison import (
+    best_variant,
+    comparison_table,
+    deviation_note,
+    largest_deviation,
+    medians,
+    times_behind,
+)
+from escaip_fairchem.bench.models import ESCAIP, parse_name
 from escaip_fairchem.bench.options import Options, Session
 from escaip_fairchem.bench.requirements import Finding, Requirement, ratio, requirements_table
 from escaip_fairchem.bench.searches import mixed_batches
@@ -18,8 +24,6 @@ from escaip_fairchem.bench.trainer import trainer_case
 
 LARGEST_DEVIATION = 1e-5
 """Of fast outputs from plain ones, in units of the plain ones' root mean square."""
-LARGEST_FORCE_ERROR = 0.01
-"""Root mean square error of a lower precision's forces, likewise."""
 PEER = "equiformer-v2-83m"
 FLAT_SIZES, QUICK_FLAT_SIZES = (100, 1000, 5000, 20000), (40, 80)
 MEMORY_BATCH = 16
@@ -77,8 +81,8 @@ class Ratios:
                 also=f"outputs equal to {LARGEST_DEVIATION:g}",
             ),
             value=ratio(seconds.get(plain, math.nan), seconds.get(fast, math.nan)),
-            holds=_largest(deviations.get(fast)) <= LARGEST_DEVIATION if fast in deviations else None,
-            how=_times(outcome, plain, fast) + _says(deviations.get(fast)),
+            holds=largest_deviation(deviations.get(fast)) <= LARGEST_DEVIATION if fast in deviations else None,
+            how=times_behind(outcome, plain, fast) + deviation_note(deviations.get(fast)),
         )
         best = best_variant(seconds, deviations, self.model)
         lower = Finding(
@@ -88,12 +92,12 @@ class Ratios:
                 bound=4.0,
             ),
             value=ratio(seconds.get(plain, math.nan), seconds.get(best, math.nan)),
-            how=_times(outcome, plain, best) + _says(deviations.get(best)),
+            how=times_behind(outcome, plain, best) + deviation_note(deviations.get(best)),
         )
         beside = Finding(
             requirement=Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0),
             value=ratio(seconds.get(PEER, math.nan), seconds.get(fast, math.nan)),
-            how=_times(outcome, PEER, fast),
+            how=times_behind(outcome, PEER, fast),
         )
         return [faster, lower, beside]
 
@@ -106,7 +110,7 @@ class Ratios:
             Finding(
                 requirement=Requirement(what="training step, fp32, against the plain path", device="cpu", bound=1.4),
                 value=ratio(seconds.get(plain, math.nan), seconds.get(fast, math.nan)),
-                how=_times(outcome, plain, fast),
+                how=times_behind(outcome, plain, fast),
             )
         ]
 
@@ -299,89 +303,6 @@ def run_ratios(session: Session) -> list[Table]:
     for number, table in enumerate(tables[1:]):
         session.save(table, f"ratios_times_{number}")
     return tables
-
-
-def medians(outcome: Outcome) -> dict[str, float]:
-    """Median seconds by model of a comparison."""
-    return {name: Spread.of(values).median for name, values in outcome.extra.get("seconds", {}).items()}
-
-
-def best_variant(seconds: dict[str, float], deviations: dict[str, Any], model: str) -> str:
-    """The fastest variant of a model whose forces are near enough to the reference's; empty if there is none."""
-    near = [
-        name
-        for name in seconds
-        if parse_name(name).model == model and _force_error(deviations.get(name)) <= LARGEST_FORCE_ERROR
-    ]
-    return min(near, key=seconds.__getitem__, default="")
-
-
-def comparison_table(outcome: Outcome, session: Session) -> Table:
-    """Times, floors and deviations of a comparison."""
-    case = outcome.case
-    assert isinstance(case, CompareCase)
-    rows = [_comparison_row(outcome, case, name, session) for name in case.names]
-    notes = [f"{outcome.extra.get('frames', '')}, models in turn; {outcome.remark}".rstrip("; ")]
-    columns = (
-        "model", "precision", "mode", "time median (s)", "time mean (s)", "time std (s)", "repeats", "floor (s)",
-        "floor share", "energy max", "energy RMS", "forces max", "forces RMS", "remark",
-    )  # fmt: skip
-    return Table(title=f"{case.mode.capitalize()} beside the plain path", columns=columns, rows=rows, notes=notes)
-
-
-def _comparison_row(outcome: Outcome, case: CompareCase, text: str, session: Session) -> dict[str, Any]:
-    name = parse_name(text)
-    row: dict[str, Any] = {"model": text, "precision": name.precision, "mode": case.mode}
-    values = outcome.extra.get("seconds", {}).get(text)
-    if not values:
-        return row | {"remark": outcome.remark or outcome.extra.get("reasons", {}).get(text, "")}
-    spread = Spread.of(values)
-    floor = _floor(outcome, name, case.mode, text).seconds(session.machine)
-    deviations = outcome.extra["deviations"].get(text, {})
-    return row | {
-        "time median (s)": spread.median,
-        "time mean (s)": spread.mean,
-        "time std (s)": spread.std,
-        "repeats": spread.count,
-        "floor (s)": floor,
-        "floor share": floor / spread.median,
-        **{
-            f"{key} {title}": deviations[key][kind]
-            for key in deviations
-            for title, kind in (("max", "largest"), ("RMS", "rms"))
-        },
-    }
-
-
-def _floor(outcome: Outcome, name: ModelName, mode: str, text: str) -> Floor:
-    """Floor of a model of this package's; of others, operations are counted by ``efficiency``, here bytes alone."""
-    flops = escaip_flops_per_atom(name.model, mode) * outcome.atoms[0] if name.model in ESCAIP else 0.0
-    weights = float(outcome.extra["weight_bytes"][text])
-    return Floor(flops=flops, bytes=weights * WEIGHT_PASSES[mode], precision=name.precision)
-
-
-def _times(outcome: Outcome, large: str, small: str) -> str:
-    seconds, reasons = medians(outcome), outcome.extra.get("reasons", {})
-    if outcome.remark:
-        return outcome.remark
-    missing = [f"{name}: {reasons.get(name, 'not asked for')}" for name in (large, small) if name not in seconds]
-    return "; ".join(missing) or f"{large} {seconds[large]:.4g} s / {small} {seconds[small]:.4g} s"
-
-
-def _says(deviation: Any) -> str:
-    return (
-        ""
-        if deviation is None
-        else f"; largest deviation {_largest(deviation):.1e}, forces RMS {_force_error(deviation):.1e}"
-    )
-
-
-def _largest(deviation: Any) -> float:
-    return math.inf if deviation is None else max(entry["largest"] for entry in deviation.values())
-
-
-def _force_error(deviation: Any) -> float:
-    return math.inf if deviation is None else float(deviation["forces"]["rms"])
 
 
 def _why(*outcomes: Outcome) -> str:

@@ -53,7 +53,7 @@ class Runner:
 
     def one(self, case: Case) -> Outcome:
         """Measure one case."""
-        known = next((outcome for outcome in self.outcomes if outcome.case == case), None)
+        known = next((it for it in self.outcomes if it.case == case and it.status != DROPPED), None)
         return known if known is not None else self._keep(self._measure(case))
 
     def drop(self, case: Case, reason: str) -> Outcome:

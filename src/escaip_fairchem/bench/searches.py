@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from escaip_fairchem.bench.cases import NeighborCase, Outcome
+from escaip_fairchem.bench.cases import NeighborCase, Outcome, why_not_larger
 from escaip_fairchem.bench.floors import Floor
 from escaip_fairchem.bench.frames import FrameBatch, join, make_bulk
 from escaip_fairchem.bench.memory import MemoryProbe
@@ -18,10 +18,12 @@ from escaip_fairchem.nn import find_neighbors
 
 SIZES, QUICK_SIZES = (100, 300, 1000, 3000, 20000), (40, 80)
 METHODS = ("escaip", "fairchem")
+POWERS = {"escaip": 1, "fairchem": 2}
+"""Power of the number of atoms with which each search's time grows."""
 BYTES_PER_EDGE = 8 + 3 * 8 + 1
 """Sender, periodic image and mask of a slot, each written once."""
 LONGEST_SEARCH = 60.0
-"""Seconds. fairchem's search grows with the square of the atoms; what would take longer is given up."""
+"""Seconds. What would take longer is given up."""
 
 
 def mixed_batches(*, quick: bool) -> tuple[list[list[int]], list[int]]:
@@ -92,27 +94,18 @@ def run_neighbors(session: Session) -> list[Table]:
     outcomes: list[Outcome] = []
     for method in METHODS:
         last: Outcome | None = None
+        before = 1
         for atoms in sizes:
             case = NeighborCase(**options.common, method=method, atoms=[atoms])
-            reason = _too_long(last, atoms)
+            growth = (atoms / before) ** POWERS[method]
+            reason = why_not_larger(last, growth=growth, longest=LONGEST_SEARCH)
             last = session.runner.drop(case, reason) if reason else session.runner.one(case)
             outcomes.append(last)
+            before = atoms
         outcomes += session.runner.run(
             [NeighborCase(**options.common, method=method, atoms=list(atoms)) for atoms in (*alone, together)]
         )
     return [session.save(neighbors_table(outcomes, session), "neighbors")]
-
-
-def _too_long(last: Outcome | None, atoms: int) -> str:
-    """Why a larger system is not worth trying; empty if it is."""
-    if last is None:
-        return ""
-    if not last.is_measured:
-        return last.reason if last.status == "not available" else "smaller systems did not work"
-    assert isinstance(last.case, NeighborCase)
-    power = 2 if last.case.method == "fairchem" else 1
-    expected = Spread.of(last.seconds).median * (atoms / sum(last.case.atoms)) ** power
-    return f"would take about {expected:.0f} s" if expected > LONGEST_SEARCH else ""
 
 
 def neighbors_table(outcomes: Sequence[Outcome], session: Session) -> Table:

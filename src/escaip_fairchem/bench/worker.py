@@ -32,7 +32,7 @@ MEASURES = {
 }
 """Where each kind of case is measured: module beside this one, and its function."""
 
-SHARE_OF_MEMORY = 0.9
+SHARE_OF_MEMORY = 0.8
 """Of the memory that is free when a process starts; a case that wants more fails, rather than the machine."""
 
 
