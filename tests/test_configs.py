@@ -53,6 +53,7 @@ def test_it_is_complete_and_holds_no_unknown_key(path, tmp_path):
 
     config = read_config(path)
     (tmp_path / "empty.lmdb").touch()
+    (tmp_path / "metadata.npz").touch()
     for split in config["dataset"].values():
         split["src"] = str(tmp_path)
     config.update(mode="train", cpu=True, checkpoint=None)
