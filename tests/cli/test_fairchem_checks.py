@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fairchem_runs import prepare, schnet_config
@@ -87,6 +88,60 @@ def test_missing_data_is_named_with_ways_to_get_some(config, folder, override, m
         check_config(config)
     assert "escaip data demo" in str(error.value)
     assert f"{override.partition('=')[0]}=…" in str(error.value)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_balancing_without_numbers_of_atoms_is_refused(config, tmp_path, split):
+    np.savez(tmp_path / "metadata.npz", natoms=np.ones(6, dtype=int))
+    config["optim"]["load_balancing"] = "atoms"
+    for name in ("train", "val", "test", "relax"):
+        place = tmp_path / "parts" if name == split else tmp_path
+        place.mkdir(exist_ok=True)
+        (place / f"{name}.lmdb").touch()
+        config["dataset"][name]["src"] = str(place / f"{name}.lmdb")
+    message = f"dataset.{split}.src: optim.load_balancing needs the numbers of atoms in {tmp_path}/parts/metadata.npz"
+    with pytest.raises(DataError, match=f"{re.escape(message)}.*load_balancing_on_error=warn_and_no_balance"):
+        check_config(config)
+    check_config({**config, "optim": {**config["optim"], "load_balancing_on_error": "warn_and_no_balance"}})
+    check_config({**config, "optim": {**config["optim"], "load_balancing": None}})
+    config["dataset"][split]["metadata_path"] = str(tmp_path / "metadata.npz")
+    check_config(config)
+
+
+@pytest.mark.parametrize("kind", ["lmdb", "oc22_lmdb"])
+def test_references_that_a_format_ignores_are_applied(config, kind, caplog):
+    config["dataset"]["train"] |= {"format": kind, "lin_ref": "refs.npz"}
+    config["dataset"]["val"]["lin_ref"] = "refs.npz"
+    normalizer = copy.deepcopy(config["dataset"]["train"]["transforms"]["normalizer"])
+    with caplog.at_level("INFO"):
+        check_config(config)
+    assert config["dataset"]["train"]["transforms"] == {
+        "normalizer": normalizer,
+        "element_references": {"energy": {"file": "refs.npz"}},
+    }
+    assert not any("lin_ref" in settings for settings in config["dataset"].values())
+    assert "refs.npz is applied as dataset.train.transforms.element_references" in caplog.text
+
+
+def test_references_that_a_format_applies_are_left_alone(config):
+    config["dataset"]["train"] |= {"format": "ase_db", "lin_ref": "refs.npz"}
+    check_config(config)
+    assert config["dataset"]["train"]["lin_ref"] == "refs.npz"
+    assert "element_references" not in config["dataset"]["train"]["transforms"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["dataset.val.lin_ref=refs.npz"],
+        ["dataset.train.lin_ref=refs.npz", "dataset.val.lin_ref=others.npz"],
+        ["dataset.train.lin_ref=refs.npz", "dataset.train.transforms.element_references.energy.file=others.npz"],
+    ],
+)
+def test_contradicting_references_are_refused(config, overrides):
+    apply_overrides(config, overrides)
+    with pytest.raises(ConfigError, match=r"lin_ref: this format ignores it.*once, as dataset\.train\.transforms"):
+        check_config(config)
 
 
 def test_patterns_and_addresses_are_left_to_their_reader(config):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lmdb
+import numpy as np
 import pytest
 import torch
 import trainer_cases
@@ -404,3 +405,19 @@ def test_bars_of_evaluations_are_shown_to_people_only(
     monkeypatch.setattr("fairchem.core.common.distutils.is_master", lambda: rank == 0)
     trainer.validate()
     assert ("%|" in capsys.readouterr().err) == shown
+
+
+def test_references_per_element_from_a_file_are_taken_off_labels_and_put_back(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Also from the files that ``lin_ref`` names."""
+    np.savez(tmp_path / "refs.npz", coeff=np.arange(100.0))
+    trainer = build(
+        config(*data, dataset__train__transforms__element_references={"energy": {"file": str(tmp_path / "refs.npz")}}),
+        tmp_path,
+    )
+    batch = next(iter(trainer.train_loader))
+    expected = (batch.energy - 29 * batch.natoms - 3.0) / 2.0
+    assert torch.allclose(trainer.normalize_label("energy", batch.energy, batch).float(), expected.float(), atol=1e-4)
+    predicted = trainer._denorm_preds("energy", expected.reshape(-1, 1).float(), batch)
+    assert torch.allclose(predicted.flatten().float(), batch.energy.float(), atol=1e-3)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.errors import ConfigError, nearest
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.launch import known_keys
 from escaip_fairchem.plugin.launch.names import check_names
+from escaip_fairchem.plugin.launch.references import translate_linear_references
+from escaip_fairchem.plugin.sources import advice, check_atom_counts, check_source
 from escaip_fairchem.plugin.trainer.metrics import CheckedEvaluator, choose_primary, default_metrics
 from escaip_fairchem.plugin.trainer.settings import complete_settings
 
 SPLIT_OF_MODE = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
-_ADVICE = (
-    "make a small data set with `escaip data demo OUT` or one of your own with `escaip data convert`, or say where "
-    "the data is: {key}=…"
-)
 
 
 def check_config(config: dict[str, Any]) -> None:
@@ -37,6 +35,8 @@ def check_config(config: dict[str, Any]) -> None:
     check_keys(config)
     check_names(config)
     check_data(config["dataset"], config["mode"])
+    check_balancing(config)
+    translate_linear_references(config)
     if config.get("loss_functions"):  # the way of writing things since fairchem 1.0; fairchem converts older ones
         complete_settings(config, inference_only=False)
         complete_metrics(config)
@@ -98,25 +98,37 @@ def check_data(dataset: Any, mode: str) -> None:
     needed = SPLIT_OF_MODE[mode]
     if not (dataset.get(needed) or {}).get("src"):
         key = f"dataset.{needed}.src"
-        raise ConfigError(f"{key}: missing, and needed to {mode}; {_ADVICE.format(key=key)}")
-    shared = dataset.get("train") or {}
+        raise ConfigError(f"{key}: missing, and needed to {mode}; {advice(key)}")
+    for split, settings in _splits(dataset):
+        check_source(f"dataset.{split}.src", settings.get("src"), settings.get("format", "lmdb"))
+
+
+def _splits(dataset: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings of every split, those that it takes over from the training set included."""
+    shared = dict(dataset.get("train") or {})
+    shared.pop("src", None)
     for split in sorted(known_keys.SPLITS & set(dataset)):
-        settings = dataset[split] or {}
-        inherited = shared if settings.get("use_train_settings", True) else {}
-        _check_sources(
-            f"dataset.{split}.src", settings.get("src"), settings.get("format", inherited.get("format", "lmdb"))
-        )
+        own = dataset[split] or {}
+        yield split, {**shared, **own} if own.get("use_train_settings", True) else dict(own)
 
 
-def _check_sources(key: str, src: Any, kind: str) -> None:
-    for path in [src] if isinstance(src, str) else src or []:
-        if any(character in str(path) for character in "*?[") or "://" in str(path):
-            continue  # a pattern or the address of a database, for the reader to resolve
-        place = Path(path)
-        if not place.exists():
-            raise DataError(f"{key}: {path} does not exist (looked in {Path.cwd()}); {_ADVICE.format(key=key)}")
-        if kind.endswith("lmdb") and place.is_dir() and not any(place.glob("*.lmdb")):
-            raise DataError(f"{key}: the folder {path} holds no *.lmdb file; {_ADVICE.format(key=key)}")
+def check_balancing(config: Mapping[str, Any]) -> None:
+    """Refuse to balance numbers of atoms that are not known; fairchem does so late, and with one process as well.
+
+    Args:
+        config: The configuration.
+
+    Raises:
+        DataError: A data set has no ``metadata.npz``.
+    """
+    optim, dataset = config["optim"], config["dataset"]
+    if optim.get("load_balancing") is None or optim.get("load_balancing_on_error", "raise") != "raise":
+        return
+    if not isinstance(dataset, Mapping):
+        return
+    for split, settings in _splits(dataset):
+        if settings.get("format", "lmdb") in known_keys.STOCK_FORMATS:
+            check_atom_counts(f"dataset.{split}.src", settings.get("src"), settings.get("metadata_path"))
 
 
 def complete_metrics(config: dict[str, Any]) -> None:

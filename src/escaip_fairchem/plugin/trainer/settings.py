@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.errors import ConfigError, nearest
+from escaip_fairchem.plugin.sources import check_source
 
 _HOW_TO_WRITE = "; YAML reads 1e-4 as text, write 1.0e-4"
 LEVELS = ("system", "atom")
@@ -132,12 +132,8 @@ def check_sources(config: Mapping[str, Any]) -> None:
         DataError: A file or folder is missing.
     """
     splits = {"train": "dataset", "val": "val_dataset", "test": "test_dataset", "relax": "relax_dataset"}
+    train = config.get("dataset") or {}
     for split, key in splits.items():
-        source = (config.get(key) or {}).get("src") or []
-        for path in [source] if isinstance(source, str) else source:
-            is_plain = not any(character in str(path) for character in "*?[:")
-            if is_plain and not Path(path).exists():
-                raise DataError(
-                    f"dataset.{split}.src: {path} does not exist (looked from {Path.cwd()}). Make a data set with "
-                    "`escaip data demo` or `escaip data convert`, or set the right path."
-                )
+        settings = config.get(key) or {}
+        kind = settings.get("format") or train.get("format") or "lmdb"
+        check_source(f"dataset.{split}.src", settings.get("src"), kind)
