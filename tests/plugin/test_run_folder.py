@@ -77,6 +77,49 @@ def test_the_same_process_is_refused_too_until_released(tmp_path: Path) -> None:
     RunFolderLock(tmp_path).acquire()
 
 
+def test_without_locks_a_requeued_job_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "_lock", lambda descriptor: None)
+    record = {"pid": 1, "host": "elsewhere", "start": "today", "job": "77", "restarts": None}
+    for job, restarts, refused in (("77", "1", False), ("77", None, True), ("78", "1", True), (None, None, True)):
+        (tmp_path / "run.lock").write_text(json.dumps(record))
+        for name, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restarts)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        lock = RunFolderLock(tmp_path)
+        if refused:
+            with pytest.raises(RunFolderError, match="SLURM job 77"):
+                lock.acquire()
+        else:
+            lock.acquire()
+            assert json.loads((tmp_path / "run.lock").read_text())["restarts"] == "1"
+            lock.release()
+
+
+_END = _HOLD.replace("time.sleep(60); os._exit(0)", "os._exit(0)").replace(
+    "time.sleep(60)", "os.wait(); exit(int(sys.argv[2]))"
+)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_end_of_the_process_gives_the_folder_back(tmp_path: Path, status: int) -> None:
+    run = subprocess.run([sys.executable, "-c", _END, str(tmp_path), str(status)], capture_output=True, check=False)
+    assert run.returncode == status, run.stderr
+    assert (tmp_path / "run.lock").read_text() == ""
+
+
+def test_a_forked_child_leaves_the_record(tmp_path: Path) -> None:
+    lock = RunFolderLock(tmp_path)
+    lock.acquire()
+    child = os.fork()
+    if child == 0:
+        lock.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
+    lock.release()
+
+
 def test_without_locks_the_named_process_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_folder, "_lock", lambda descriptor: None)
     record = tmp_path / "run.lock"

@@ -73,19 +73,20 @@ class RunFolderLock:
             raise
         self._descriptor = descriptor
         _close_in_forked_children(self)
-        self._finalizer = weakref.finalize(self, os.close, descriptor)
+        self._finalizer = weakref.finalize(self, _give_back, descriptor)
 
     def release(self) -> None:
-        """Give the folder back; does nothing if it is not held."""
+        """Give the folder back; does nothing if it is not held. The end of the process does the same."""
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            self.close_descriptor()
+            self._descriptor = None
+            self._finalizer()  # acts once
 
     def close_descriptor(self) -> None:
         """Forget the open file without touching its contents: what a forked child must do."""
         if self._descriptor is not None:
+            self._finalizer.detach()
+            os.close(self._descriptor)
             self._descriptor = None
-            self._finalizer()  # Closes the file, once.
 
     def _refusal(self, holder: dict[str, Any], *, certain: bool) -> str:
         remedy = (
@@ -94,6 +95,12 @@ class RunFolderLock:
             else f"if that process is gone, delete {self.path}; or start this run under another --timestamp-id"
         )
         return f"{self.path.parent}: the run folder is in use by {_describe(holder)}; {remedy}"
+
+
+def _give_back(descriptor: int) -> None:
+    """Close a lock file, and say in it that nobody holds the folder: where there are no locks, this is what counts."""
+    os.ftruncate(descriptor, 0)
+    os.close(descriptor)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -124,16 +131,24 @@ def _write_holder(descriptor: int) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "start": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        **_job(),
     }
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, (json.dumps(holder) + "\n").encode(), 0)
+
+
+def _job() -> dict[str, str | None]:
+    """SLURM's name of this job, the same after it was requeued, and how many times it was."""
+    return {"job": os.environ.get("SLURM_JOB_ID"), "restarts": os.environ.get("SLURM_RESTART_COUNT")}
 
 
 def _may_be_alive(holder: dict[str, Any]) -> bool:
     """Whether the named process may still run; on another host nobody can tell, so it may."""
     if not holder:
         return False
+    own = _job()
+    if own["job"] is not None and own["job"] == holder.get("job") and own["restarts"] != holder.get("restarts"):
+        return False  # SLURM has stopped the job wherever it ran before it starts it again
     if holder.get("host") != socket.gethostname():
         return True
     try:
