@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar
 
 
 class EScAIPError(Exception):
     """Base of every error that the package raises for a user to read.
 
-    The command line prints its message without a traceback and exits with status 2.
+    The command line prints its message without a traceback.
     """
+
+    EXIT_STATUS: ClassVar[int] = 2
+    """Of commands and of processes of a run that stop with such an error."""
 
 
 class ConfigError(EScAIPError, ValueError):

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from model_cases import ZOO, batch_of, model_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from escaip_fairchem.errors import DataError
 from escaip_fairchem.plugin.batches import (
@@ -46,6 +47,26 @@ def test_old_data_without_periodicity_are_periodic():
 
 def test_use_pbc_false_makes_molecules_of_all():
     assert not systems_from_batch(batch_of(ZOO), use_pbc=False, dtype=torch.float32).pbc_B3.any()
+
+
+class Repetitions(TorchDispatchMode):
+    """Notes how often torch has to ask the device for the length of a repetition."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "repeat_interleave" in function.name():
+            self.asked.append((kwargs or {}).get("output_size") is None)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_number_of_atoms_is_not_asked_of_the_device():
+    data = batch_of(ZOO)
+    with Repetitions() as repetitions:
+        systems_from_batch(data, use_pbc=True, dtype=torch.float32)
+    assert repetitions.asked == [False]
 
 
 def test_contradictions_are_refused():

@@ -8,7 +8,7 @@ import pytest
 from fairchem.core.common.registry import registry
 
 import escaip_fairchem  # noqa: F401
-from escaip_fairchem.plugin.loggers import NullLogger
+from escaip_fairchem.plugin.loggers import NullLogger, logger_or_null
 from escaip_fairchem.plugin.trainer.setup import _logger_settings
 
 
@@ -32,3 +32,13 @@ def test_no_logger_means_the_null_logger(value: object) -> None:
 def test_tensorboard_is_the_default_and_others_are_kept() -> None:
     assert _logger_settings({}) == "tensorboard"
     assert _logger_settings({"logger": {"name": "wandb"}}) == {"name": "wandb"}
+
+
+@pytest.mark.parametrize("setting", [None, False, "none", "None", "null", ""])
+def test_no_logger_can_be_said_in_many_ways(setting):
+    assert logger_or_null(setting) == _logger_settings({"logger": setting}) == "null"
+
+
+def test_loggers_are_kept():
+    assert _logger_settings({}) == logger_or_null("tensorboard") == "tensorboard"
+    assert logger_or_null({"name": "wandb"}) == {"name": "wandb"}

@@ -19,6 +19,7 @@ from trainer_cases import TinyModel
 
 import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, ConfigError, NonFiniteError
+from escaip_fairchem.nn.initialization import parameters_without_decay
 from escaip_fairchem.plugin.samples import SampleNames, describe_sample
 from escaip_fairchem.plugin.trainer.amp import Precision, at_least_float32
 from escaip_fairchem.plugin.trainer.ema import WeightSwap, adopt_average, check_average
@@ -99,6 +100,15 @@ def test_a_part_names_its_parameters_from_its_own_root() -> None:
     model = nn.ModuleDict({"backbone": TinyModel()})
     assert "backbone.norm_like" in decay_groups(model).exempt
     assert "backbone.energy.weight" in decay_groups(model).decayed
+
+
+def test_the_rule_is_that_of_the_models() -> None:
+    """They state it for fairchem's own trainers, in ``no_weight_decay()``."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Embedding(3, 2), nn.LayerNorm(2))
+    model.register_parameter("bias", nn.Parameter(torch.zeros(2, 2)))
+    assert sorted(decay_groups(model).exempt) == parameters_without_decay(model)
+    assert "0.weight" in decay_groups(model).decayed
+    assert "m.bias" in decay_groups(nn.ModuleDict({"m": model})).exempt  # a bias of two dimensions
 
 
 def test_frozen_parameters_are_in_no_group() -> None:

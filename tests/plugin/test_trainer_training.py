@@ -421,3 +421,32 @@ def test_references_per_element_from_a_file_are_taken_off_labels_and_put_back(
     assert torch.allclose(trainer.normalize_label("energy", batch.energy, batch).float(), expected.float(), atol=1e-4)
     predicted = trainer._denorm_preds("energy", expected.reshape(-1, 1).float(), batch)
     assert torch.allclose(predicted.flatten().float(), batch.energy.float(), atol=1e-3)
+
+
+def test_metrics_are_told_the_atoms_that_forces_have_rows_for(data: tuple[Path, Path], tmp_path: Path) -> None:
+    trainer = build(config(*data), tmp_path)
+    batch = next(iter(trainer.train_loader))
+    batch.other = batch.forces.clone()
+    out = trainer._forward(batch)
+    told: list[torch.Tensor] = []
+
+    class Evaluator:
+        def eval(self, pred: Any, target: Any, prev_metrics: Any) -> dict[str, Any]:
+            told.append(target["natoms"])
+            return {}
+
+    free_B = torch.stack([(batch.fixed[batch.batch == row] == 0).sum() for row in range(len(batch.natoms))])
+    assert not torch.equal(free_B, batch.natoms)
+    for free_forces, free_others in ((True, False), (False, True)):
+        trainer.output_targets["forces"]["eval_on_free_atoms"] = free_forces
+        trainer.output_targets["other"] = {"level": "atom", "eval_on_free_atoms": free_others}
+        trainer._compute_metrics({**out, "other": out["forces"]}, batch, Evaluator())
+    assert told[0].tolist() == free_B.tolist()
+    assert told[1].tolist() == batch.natoms.tolist()
+
+
+def test_a_sample_that_contradicts_itself_is_named_where_it_is_loaded(data: tuple[Path, Path], tmp_path: Path) -> None:
+    spoiled = with_label(tmp_path / "bad.lmdb", data[0], 4, "natoms", 5)
+    trainer = build(config(spoiled, data[1]), tmp_path)
+    with pytest.raises(DataError, match="sid 'cu4': natoms is 5, but there are 4 positions"):
+        list(trainer.train_loader)

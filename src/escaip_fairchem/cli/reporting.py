@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from escaip_fairchem.errors import EScAIPError
 
-USER_ERROR = 2
 INTERRUPTED = 130
 
 
@@ -33,7 +32,7 @@ def run_reporting(command: str, function: Callable[[], int | None], *, debug: bo
             traceback.print_exc()
         sys.stdout.flush()
         print(f"{command}: error: {error}", file=sys.stderr)
-        return USER_ERROR
+        return error.EXIT_STATUS
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()

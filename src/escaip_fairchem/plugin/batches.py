@@ -32,9 +32,11 @@ def systems_from_batch(batch: Batch, *, use_pbc: bool, dtype: torch.dtype) -> Sy
     """
     natoms_B = torch.as_tensor(batch.natoms, device=batch.pos.device).reshape(-1)
     count = natoms_B.numel()
-    structure_N = torch.repeat_interleave(torch.arange(count, device=batch.pos.device), natoms_B)
-    if structure_N.numel() != batch.pos.shape[0]:
-        raise DataError(f"batch: natoms add up to {structure_N.numel()}, but there are {batch.pos.shape[0]} positions")
+    n_atoms = batch.pos.shape[0]
+    if natoms_B.device.type == "cpu" and int(natoms_B.sum()) != n_atoms:  # on a GPU, asking would wait for it
+        raise DataError(f"batch: natoms add up to {int(natoms_B.sum())}, but there are {n_atoms} positions")
+    rows_B = torch.arange(count, device=batch.pos.device)
+    structure_N = torch.repeat_interleave(rows_B, natoms_B, output_size=n_atoms)
     pbc_B3 = _periodicity(batch, count, use_pbc)
     return Systems(
         positions_N3=batch.pos.to(dtype),

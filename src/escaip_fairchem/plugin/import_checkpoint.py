@@ -15,8 +15,9 @@ from escaip_fairchem.errors import CheckpointError
 from escaip_fairchem.plugin.checkpoints import as_plain, read_checkpoint, save_atomically
 from escaip_fairchem.plugin.models import EScAIP
 from escaip_fairchem.plugin.original import ImportReport, convert_section, is_derived, load_original
+from escaip_fairchem.plugin.trainer import EScAIPForcesTrainer
 
-TRAINER = "escaip_fairchem.EScAIPForcesTrainer"
+TRAINER = EScAIPForcesTrainer.import_path
 # What describes the training run and means the same here. The optimizer's state does not: it is in the order of the
 # original's parameters, some of which are not built here.
 _KEPT = ("epoch", "step", "normalizers", "elementrefs", "best_val_metric", "primary_metric", "val_metrics")

@@ -7,6 +7,13 @@ from typing import Any
 from fairchem.core.common.logger import Logger
 from fairchem.core.common.registry import registry
 
+_NO_LOGGER = (None, False, "none", "None", "null", "")
+
+
+def logger_or_null(logger: Any) -> Any:
+    """A setting of ``logger:``, or ``null``, this module's logger, for every way to say that none is wanted."""
+    return "null" if logger in _NO_LOGGER else logger
+
 
 @registry.register_logger("null")
 class NullLogger(Logger):

@@ -34,7 +34,7 @@ class SampleNames:
             batch: fairchem's batch. Take the names before it moves to a GPU: reading them there would wait for it.
         """
         count = int(batch.natoms.numel())
-        found = {key: batch[key] if key in batch else None for key in ("sid", "fid")}  # noqa: SIM401 -- Batch has no get
+        found = {key: batch.get(key) for key in ("sid", "fid")}
         usable = {key: ids if ids is not None and len(ids) == count else None for key, ids in found.items()}
         return cls(sid=usable["sid"], fid=usable["fid"], count=count)
 

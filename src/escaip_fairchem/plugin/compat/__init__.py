@@ -1,7 +1,7 @@
 """Remedies for what breaks in fairchem-core 1.10 with today's packages, applied when the plugin is imported.
 
-Each remedy changes fairchem, not the package whose release broke it, as far as that is possible; does nothing where the
-installed version does not need it; and does nothing when it is applied again.
+A remedy changes fairchem rather than the package whose release broke it, as far as that is possible. Where the
+installed versions do not need it, nothing behaves differently with it; nor does anything when it is applied again.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ import inspect
 
 from torch.optim import lr_scheduler
 
+from escaip_fairchem.plugin.trainer import EScAIPForcesTrainer
+
 
 def _words(*lines: str) -> frozenset[str]:
     return frozenset(word for line in lines for word in line.split())
@@ -57,7 +59,7 @@ EVALUATION = frozenset({"metrics", "primary_metric"})
 
 STOCK_TRAINERS = _words(
     "ocp energy forces equiformerv2_forces equiformerv2_energy equiformerv2_dens escaip_forces",
-    "escaip_fairchem.EScAIPForcesTrainer",
+    EScAIPForcesTrainer.import_path,
 )
 """Trainers whose keys are known. Others may read what they like."""
 STOCK_FORMATS = _words("lmdb single_point_lmdb trajectory_lmdb oc22_lmdb ase_read ase_read_multi ase_db")

@@ -18,14 +18,13 @@ from torch.distributed.elastic.multiprocessing import api as elastic
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.errors import ConfigError, EScAIPError
 from escaip_fairchem.plugin.launch.checks import check_config
 from escaip_fairchem.plugin.launch.overrides import apply_overrides
-from escaip_fairchem.plugin.launch.runner import USER_ERROR, Runner, run_rank
+from escaip_fairchem.plugin.launch.runner import Runner, run_rank
 from escaip_fairchem.plugin.launch.submission import submit
+from escaip_fairchem.plugin.loggers import logger_or_null
 from escaip_fairchem.plugin.run_folder import unique_run_name
-
-_NO_LOGGER = (None, False, "none", "None", "null", "")
 
 
 def run_upstream() -> None:
@@ -110,8 +109,7 @@ def _complete(config: dict[str, Any], *, name: str | None) -> None:
         logging.info(
             "logger: none is given, tensorboard is used (logger=null for none, logger=wandb for Weights & Biases)"
         )
-    if config["logger"] in _NO_LOGGER:
-        config["logger"] = "null"
+    config["logger"] = logger_or_null(config["logger"])
     # Chosen here, hence the same in every process of the run.
     config["timestamp_id"] = name or unique_run_name(config["identifier"])
     logging.info(f"run {config['timestamp_id']}")
@@ -131,8 +129,8 @@ def _run_locally(config: dict[str, Any], processes: int) -> int:
     try:
         elastic_launch(launch, run_rank)(config)
     except ChildFailedError as error:
-        if error.get_first_failure()[1].exitcode == USER_ERROR:
-            return USER_ERROR  # the process has said why; the others were stopped
+        if error.get_first_failure()[1].exitcode == EScAIPError.EXIT_STATUS:
+            return EScAIPError.EXIT_STATUS  # the process has said why; the others were stopped
         raise
     finally:
         watcher.removeFilter(_is_no_user_error)
@@ -142,4 +140,4 @@ def _run_locally(config: dict[str, Any], processes: int) -> int:
 def _is_no_user_error(record: logging.LogRecord) -> bool:
     """Drop torch's traceback about a process that ended with a message for its user."""
     error = record.exc_info[1] if record.exc_info else None
-    return getattr(error, "exit_code", None) != USER_ERROR
+    return getattr(error, "exit_code", None) != EScAIPError.EXIT_STATUS

@@ -15,8 +15,6 @@ from submitit.helpers import DelayedSubmission
 
 from escaip_fairchem.errors import EScAIPError
 
-USER_ERROR = 2
-"""Exit status of a run that stopped with a message for its user."""
 _SETTLING_SECONDS = 0.2
 
 
@@ -90,4 +88,4 @@ def run_rank(config: dict[str, Any]) -> None:
             traceback.print_exc()
         where = f" (process {os.environ['RANK']})" if config["world_size"] > 1 else ""
         print(f"fairchem{where}: error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(error.EXIT_STATUS)

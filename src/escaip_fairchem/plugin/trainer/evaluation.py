@@ -140,13 +140,10 @@ class TrainerEvaluation(TrainerCheckpointing):
             label = shaped_label(batch, name, pred).to(pred.dtype)
             if settings["level"] == "atom" and settings["eval_on_free_atoms"]:
                 pred, label = pred[free_N], label[free_N]
-                counts_B = free_B
-            elif settings["level"] == "atom":
-                counts_B = batch.natoms
             predictions[name], labels[name] = pred, label
-        if "forces" not in labels:
-            counts_B = free_B
-        shared = {"natoms": counts_B, "natoms_all": batch.natoms}
+        # Metrics that need numbers of atoms need those of the rows of forces.
+        of_all = not self.output_targets.get("forces", {}).get("eval_on_free_atoms", True)
+        shared = {"natoms": batch.natoms if of_all else free_B, "natoms_all": batch.natoms}
         others = {
             key: batch[key]
             for key in batch.keys()  # noqa: SIM118 -- iterating over a batch is something else

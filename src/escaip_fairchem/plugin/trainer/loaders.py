@@ -11,6 +11,8 @@ import torch
 from fairchem.core.datasets import data_list_collater
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
+from escaip_fairchem.errors import DataError
+
 
 class RecordingBatchSampler(BatchSampler):
     """A batch sampler that remembers, per pass, the rows of the data set that it handed out."""
@@ -84,7 +86,17 @@ class Collater:
         self.stored_edges = stored_edges
 
     def __call__(self, samples: Sequence[Any]) -> Any:
-        """Join samples into a batch."""
+        """Join samples into a batch.
+
+        Raises:
+            DataError: A sample's ``natoms`` contradicts its positions; said here, where no device has to be waited for.
+        """
+        for sample in samples:
+            if int(sample.natoms) != sample.pos.shape[0]:
+                name = sample.get("sid")
+                raise DataError(
+                    f"sid {name!r}: natoms is {int(sample.natoms)}, but there are {sample.pos.shape[0]} positions"
+                )
         with_edges = self.stored_edges and all(sample.get("edge_index") is not None for sample in samples)
         return data_list_collater(samples, otf_graph=not with_edges)
 

@@ -46,8 +46,9 @@ def energy_forces_within_threshold(pred: Tensors, target: Tensors, key: Any = No
     fairchem's value, computed for all structures at once, and defined where a structure has no free atom.
     """
     natoms_B = target["natoms"]
-    structure_N = torch.repeat_interleave(torch.arange(len(natoms_B), device=natoms_B.device), natoms_B)
     error_N = (target["forces"] - pred["forces"]).abs().amax(-1)
+    rows_B = torch.arange(len(natoms_B), device=natoms_B.device)
+    structure_N = torch.repeat_interleave(rows_B, natoms_B, output_size=len(error_N))
     worst_B = error_N.new_zeros(len(natoms_B)).scatter_reduce(0, structure_N, error_N, "amax")
     energy_B = (target["energy"] - pred["energy"]).abs().reshape(-1)
     return _totals(((energy_B < ENERGY_THRESHOLD_EV) & (worst_B < FORCE_THRESHOLD_EV_PER_ANGSTROM)).float())

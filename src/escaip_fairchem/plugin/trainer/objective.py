@@ -45,8 +45,8 @@ class LossValues:
 
     Attributes:
         total: What to differentiate; averaging it over the processes gives the loss of all their batches together.
-        sums_T: Sum of every term over its elements here, detached.
-        counts_T: Number of these elements; 1 for terms that are summed.
+        sums: Sum of every term over its elements here, (T,), detached.
+        counts: Number of these elements, (T,); 1 for terms that are summed.
     """
 
     total: Tensor

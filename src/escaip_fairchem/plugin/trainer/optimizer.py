@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer
 
 from escaip_fairchem.errors import ConfigError, nearest
+from escaip_fairchem.nn.initialization import parameters_without_decay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,9 +26,9 @@ class DecayGroups:
 def decay_groups(model: nn.Module) -> DecayGroups:
     """Exempt norms, embeddings and biases from weight decay.
 
-    Exempt is a parameter with at most one dimension, the table of an ``nn.Embedding``, and every parameter that a
-    module names in ``no_weight_decay()``, where names count from the module that says them. Names are compared whole:
-    a ``weight`` in one place does not exempt another.
+    Exempt is what `parameters_without_decay` finds in any model, and every parameter that a module names in
+    ``no_weight_decay()``, where names count from the module that says them. Names are compared whole: a ``weight`` in
+    one place does not exempt another.
 
     Args:
         model: The model, not wrapped for distributed training.
@@ -38,11 +39,8 @@ def decay_groups(model: nn.Module) -> DecayGroups:
         logging.warning(
             f"no_weight_decay() names {name!r}, which is not a parameter of the model{nearest(name, named)}"
         )
-    embeddings = {
-        f"{path}.weight".lstrip(".") for path, module in model.named_modules() if isinstance(module, nn.Embedding)
-    }
+    exempt = declared | set(parameters_without_decay(model))
     trained = [name for name, parameter in named.items() if parameter.requires_grad]
-    exempt = {name for name in trained if named[name].ndim <= 1 or name in declared or name in embeddings}
     return DecayGroups(
         decayed=tuple(name for name in trained if name not in exempt),
         exempt=tuple(name for name in trained if name in exempt),

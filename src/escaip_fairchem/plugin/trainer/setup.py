@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
-import escaip_fairchem.plugin.loggers  # noqa: F401 -- registers the null logger
+from escaip_fairchem.plugin.loggers import logger_or_null  # the import registers the null logger
 from escaip_fairchem.plugin.run_folder import RunFolderLock, unique_run_name
 from escaip_fairchem.plugin.trainer.amp import Precision
 from escaip_fairchem.plugin.trainer.distributed import from_master, on_master
@@ -28,8 +28,6 @@ from escaip_fairchem.plugin.trainer.resume import RandomState
 from escaip_fairchem.plugin.trainer.schedule import build_schedule
 from escaip_fairchem.plugin.trainer.settings import check_sources, complete_settings
 from escaip_fairchem.plugin.trainer.window import LossWindow
-
-_NO_LOGGER = (None, False, "none", "null", "")
 
 
 class TrainerSetup(OCPTrainer):
@@ -239,5 +237,4 @@ def _wanted(section: dict[str, Any]) -> set[str]:
 
 def _logger_settings(settings: dict[str, Any]) -> Any:
     """The logger's settings: TensorBoard unless asked otherwise, never the network by default."""
-    logger = settings.get("logger", "tensorboard")
-    return "null" if logger in _NO_LOGGER else logger
+    return logger_or_null(settings.get("logger", "tensorboard"))

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class TrainingLoop:
     """Runs a trainer from the step it stands at to its last epoch.
 
-    The device is waited for at logging steps, before checkpoints and in evaluations, nowhere else (float16's loss
-    scaling excepted: torch decides on the host whether a step is skipped).
+    The loop itself waits for the device at logging steps, before checkpoints and in evaluations only. Within a step the
+    model may wait, as this package's does while it searches neighbours, whose number the host has to know; and so does
+    float16's loss scaling, because torch decides on the host whether a step is skipped.
     """
 
     def __init__(self, trainer: EScAIPForcesTrainer, *, hide_evaluation_progress: bool) -> None:
