@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -172,6 +173,7 @@ def _why_unreadable(folder: Path) -> str:
     return ""
 
 
+@cache
 def read_frames(path: Path, step: int = 1) -> tuple[Frame, ...]:
     """Read every ``step``-th frame of a file as a periodic structure."""
     import ase.io
@@ -192,6 +194,7 @@ def read_frames(path: Path, step: int = 1) -> tuple[Frame, ...]:
     return tuple(replace(frame, tags=frame.tags.long()) for frame in frames)
 
 
+@cache
 def generate_frames(count: int, *, seed: int) -> tuple[Frame, ...]:
     """Generate slabs with adsorbates whose atom counts follow OC20's; the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)

@@ -246,6 +246,7 @@ class Ratios:
         ours = [f"{self.model}:{variant}" for variant in ("fast", "tf32", "bf16")]
         peers = [f"{self.peer}:{variant}" for variant in ("published", "tf32")] if self.peer else []
         speed, memory, training, rate, _ = self.gpu_requirements()
+        self._compare([f"{self.model}:plain", *ours], "inference")  # how far their outputs agree
         inference = [self._best(names, "inference") for names in (peers, ours)]
         return [
             _samples(speed, *inference),

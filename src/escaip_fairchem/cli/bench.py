@@ -56,6 +56,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run a benchmark and print its tables."""
     # These import torch.
+    from escaip_fairchem.bench.frames import load_pool
     from escaip_fairchem.bench.machine import check_device
     from escaip_fairchem.bench.options import Options, Session, machine_table
     from escaip_fairchem.bench.report import BENCHMARKS, page_folder, run_benchmark, write_page
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         fairchem2=arguments.fairchem2,
         budget=arguments.budget,
     )
+    load_pool(options.frames, seed=options.seed, count=3)  # a wrong folder is told before anything is measured
     session = Session(options)
     wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
     tables = [machine_table(session.machine)]

@@ -1,0 +1,200 @@
+"""What is measured: passes, comparisons, searches, dynamics, training steps, on models that take milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench_cases import passes
+
+from escaip_fairchem.bench import models, second
+from escaip_fairchem.bench.cases import (
+    FAILED,
+    NOT_AVAILABLE,
+    CompareCase,
+    DynamicsCase,
+    NeighborCase,
+    TrainerCase,
+    case_from,
+    outcome_from,
+)
+from escaip_fairchem.bench.dynamics import measure_dynamics
+from escaip_fairchem.bench.floors import escaip_flops_per_atom
+from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
+from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
+from escaip_fairchem.bench.searches import measure_search
+from escaip_fairchem.bench.trainer import measure_trainer
+from escaip_fairchem.bench.worker import measure
+from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.nn.config import BackboneConfig
+from escaip_fairchem.testing.predictors import Predictor
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("escaip-small", 83_299_466), ("escaip-medium", 146_207_624), ("escaip-large", 311_842_954)],
+)
+def test_the_papers_sizes_have_the_papers_parameters(name: str, parameters: int):
+    with torch.device("meta"):
+        predictor = Predictor(BackboneConfig(**ESCAIP[name]), "direct")
+    assert sum(parameter.numel() for parameter in predictor.parameters()) == parameters
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("painn", 20_073_481), ("schnet", 9_088_513)])
+def test_baselines_are_fairchems_own_and_predict_energies_and_forces(name: str, parameters: int):
+    outcome = measure_passes(passes(model=name, variant="published", batch_size=1, batches=1))
+    assert outcome.parameters == parameters
+    assert outcome.flops > 2 * parameters  # at least once per atom
+    assert len(outcome.seconds) == 1
+
+
+def test_every_baseline_has_settings():
+    from escaip_fairchem.plugin import baselines
+
+    assert set(baselines.BASELINES) == set(BASELINES)
+    with pytest.raises(ConfigError, match="did you mean 'schnet'"):
+        baselines.build_baseline("shnet")
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_passes_are_timed_over_batches_drawn_by_the_seed(mode: str):
+    first, again = (measure_passes(passes(mode=mode)) for _ in range(2))
+    assert len(first.seconds) == len(first.peak_bytes) == 3
+    assert all(0 < seconds < 10 for seconds in first.seconds)
+    assert first.atoms == again.atoms
+    assert first.flops == escaip_flops_per_atom("escaip-tiny", mode)
+    assert first.weight_bytes == 4 * first.parameters
+    assert outcome_from(first.as_dict()) == first
+
+
+def test_a_spent_budget_ends_the_repetitions():
+    assert len(measure_passes(passes(budget=0.0)).seconds) == 1
+
+
+def test_a_training_step_changes_the_weights_and_a_prediction_does_not():
+    contender = models.build(parse_name("escaip-tiny:fast"), seed=0, device="cpu")
+    batch = models_batch()
+    before = [parameter.clone() for parameter in contender.module.parameters()]
+    Pass(contender, "inference").on(batch)()
+    assert all(torch.equal(a, b) for a, b in zip(before, contender.module.parameters(), strict=True))
+    Pass(contender, "training").on(batch)()
+    assert not all(torch.equal(a, b) for a, b in zip(before, contender.module.parameters(), strict=True))
+
+
+def models_batch():
+    from escaip_fairchem.bench.frames import generate_frames, join
+
+    return join(generate_frames(1, seed=0))
+
+
+def test_deviations_are_in_units_of_the_references_rms():
+    reference = torch.tensor([3.0, -3.0, 3.0, -3.0])
+    deviation = Deviation.between(reference + torch.tensor([0.3, 0.0, 0.0, 0.0]), reference)
+    assert deviation.largest == pytest.approx(0.1)
+    assert deviation.rms == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training"])
+def test_compared_models_have_the_same_weights(mode: str):
+    names = ["escaip-tiny:plain", "escaip-tiny:fast", "escaip-tiny:bf16"]
+    outcome = measure_comparison(CompareCase(names=names, mode=mode, repeats=2))
+    assert outcome.extra["reasons"] == {}
+    assert all(len(outcome.extra["seconds"][name]) == 2 for name in names)
+    deviations = outcome.extra["deviations"]
+    assert deviations["escaip-tiny:plain"]["forces"]["largest"] == 0.0
+    assert deviations["escaip-tiny:fast"]["forces"]["largest"] < 1e-4
+    assert 1e-4 < deviations["escaip-tiny:bf16"]["forces"]["rms"] < 0.2
+
+
+def test_a_setting_of_the_future_is_not_available_rather_than_a_crash(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(models.VARIANTS, "future", Variant(settings={"no_such_setting": True}))
+    monkeypatch.setitem(models.VARIANTS, "value", Variant(settings={"execution": "no such path"}))
+    monkeypatch.setitem(models.VARIANTS, "off", Variant(settings={"no_such_setting": False}))
+    outcome = measure(passes(variant="future"))
+    assert outcome.status == NOT_AVAILABLE
+    assert "no_such_setting" in outcome.reason
+    assert "no such path" in measure(passes(variant="value")).reason
+    assert measure(passes(variant="off")).is_measured  # what does not exist need not be switched off
+    names = ["escaip-tiny:plain", "escaip-tiny:future"]
+    comparison = measure(CompareCase(names=names, repeats=1))
+    assert comparison.is_measured
+    assert "no_such_setting" in comparison.extra["reasons"]["escaip-tiny:future"]
+
+
+def test_what_goes_wrong_is_an_outcome_with_a_reason(tmp_path: Path):
+    outcome = measure(passes(frames=str(tmp_path)))
+    assert outcome.status == FAILED
+    assert "oc20_3frames.extxyz" in outcome.reason
+    assert outcome.remark.startswith("failed: DataError")
+
+
+@pytest.mark.parametrize("text", ["escaip-tiny", "painn", "fairchem2-escaip"])
+def test_names_have_a_usual_variant(text: str):
+    assert str(parse_name(text)) == {"escaip-tiny": "escaip-tiny:fast"}.get(text, f"{text}:published")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("escaip-smal", "did you mean 'escaip-small'"),
+        ("painn:plain", "unknown variant"),
+        ("escaip-tiny:fats", "'fast'"),
+    ],
+)
+def test_unknown_names_are_errors(text: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        parse_name(text)
+
+
+@pytest.mark.parametrize("method", ["escaip", "fairchem"])
+def test_searches_are_timed_and_their_memory_watched(method: str):
+    case = NeighborCase(method=method, atoms=[60, 30], repeats=2)
+    outcome = measure_search(case)
+    assert len(outcome.seconds) == len(outcome.peak_bytes) == 2
+    assert outcome.atoms == [90]
+    assert outcome.bytes == 90 * 20 * 33
+    assert case_from(case.as_dict()) == case
+
+
+@pytest.mark.parametrize("driver", ["bare", "ase"])
+def test_dynamics_are_split_into_parts_that_fit_into_the_whole(driver: str):
+    case = DynamicsCase(model="escaip-tiny", variant="fast", driver=driver, atoms=40, steps=3)
+    outcome = measure_dynamics(case)
+    assert len(outcome.seconds) == len(outcome.extra["search"]) == len(outcome.extra["model"]) == 3
+    for whole, search, model in zip(outcome.seconds, outcome.extra["search"], outcome.extra["model"], strict=True):
+        assert search > 0
+        assert model > 0
+        assert search + model < whole
+
+
+def test_the_calculator_has_no_other_precision():
+    with pytest.raises(NotAvailableError, match="float32"):
+        measure_dynamics(DynamicsCase(model="escaip-tiny", variant="bf16", driver="ase", atoms=40))
+
+
+def test_the_trainer_is_timed_inside_and_outside_the_model():
+    outcome = measure_trainer(TrainerCase(model="escaip-tiny", variant="fast", batch_size=2, steps=3))
+    assert len(outcome.seconds) == len(outcome.extra["inside"]) == 3
+    assert all(inside < whole for inside, whole in zip(outcome.extra["inside"], outcome.seconds, strict=True))
+    assert outcome.extra["outside"] == pytest.approx(1 - sum(outcome.extra["inside"]) / sum(outcome.seconds))
+    assert 20 < outcome.atoms[0] < 200
+
+
+def test_second_fairchem_answers_what_is_missing(tmp_path: Path):
+    # This environment has fairchem v1, whose models do not include EScAIP.
+    answer = tmp_path / "answer.json"
+    request = '{"device": "cpu", "seed": 0, "budget": 1, "batches": []}'
+    subprocess.run([sys.executable, str(second.SCRIPT), str(answer)], input=request, text=True, check=True)
+    assert "cannot be imported" in answer.read_text()
+
+
+def test_cases_are_plain_data():
+    case = passes(seed=7, frames="somewhere")
+    assert case_from(case.as_dict()) == case
+    assert dataclasses.replace(case, seed=8) != case
+    assert math.isnan(outcome_from(measure(passes(variant="plain", batches=1)).as_dict()).flops) is False

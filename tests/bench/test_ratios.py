@@ -1,0 +1,153 @@
+"""Ratios: how they follow from what was measured. The figures here are made up; a GPU is not needed to divide them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from bench_cases import outcome
+
+from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase, TrainerCase
+from escaip_fairchem.bench.comparison import best_variant
+from escaip_fairchem.bench.machine import Machine
+from escaip_fairchem.bench.options import Options
+from escaip_fairchem.bench.ratios import PEER, Ratios, run_ratios
+from escaip_fairchem.bench.requirements import MISSED, NOT_MEASURED, REACHED
+
+SECONDS = {"plain": 4.0, "fast": 2.0, "fast-no-table": 2.5, "bf16": 0.8, "plain-bf16": 1.6, "tf32": 1.0}
+FORCE_ERRORS = {"bf16": 0.02, "plain-bf16": 0.009}
+
+
+class Answers:
+    """Stands where the runner stands, and answers with made-up figures."""
+
+    def __init__(self, *, available: bool = True) -> None:
+        self.available = available
+
+    def run(self, cases: list[Any]) -> list[Outcome]:
+        return [self.one(case) for case in cases]
+
+    def one(self, case: Any) -> Outcome:
+        if not self.available:
+            return Outcome(case=case, status="not available", reason="no such thing")
+        return getattr(self, f"_{case.kind}")(case)
+
+    def _compare(self, case: CompareCase) -> Outcome:
+        factor = 3.0 if case.mode == "training" else 1.0
+        times = {name: [factor * self._time(name)] * 3 for name in case.names}
+        errors = {name: FORCE_ERRORS.get(name.partition(":")[2], 1e-6) for name in times if not name.startswith(PEER)}
+        deviations = {
+            name: {key: {"largest": 2 * error, "rms": error} for key in ("energy", "forces")}
+            for name, error in errors.items()
+        }
+        extra = {"seconds": times, "deviations": deviations, "frames": "3 frames", "reasons": {}}
+        extra |= {"weight_bytes": dict.fromkeys(times, 1e8), "flops": dict.fromkeys(times, 1e9)}
+        return outcome(case, 1.0, extra=extra)
+
+    def _time(self, name: str) -> float:
+        return 60.0 if name.startswith(PEER) else SECONDS[name.partition(":")[2]]
+
+    def _passes(self, case: PassCase) -> Outcome:
+        if case.model == PEER:
+            return outcome(case, 12.0 if case.variant == "published" else 9.0, peak_bytes=[8 * 10**9])
+        peak = 8 * 10**9 if case.variant == "plain" else 10**9
+        return outcome(case, SECONDS[case.variant], atoms=[2000], peak_bytes=[peak], flops=4e11)
+
+    def _neighbors(self, case: NeighborCase) -> Outcome:
+        atoms = sum(case.atoms)
+        return outcome(case, 0.01 if case.method == "escaip" else 5.0, peak_bytes=[10_000 * atoms])
+
+    def _dynamics(self, case: DynamicsCase) -> Outcome:
+        return outcome(case, case.atoms * (1.1e-3 if case.atoms == 100 else 1e-3))
+
+    def _trainer(self, case: TrainerCase) -> Outcome:
+        return outcome(case, 1.0, extra={"outside": 0.04, "inside": [0.96]})
+
+
+class FakeSession:
+    def __init__(self, *, device: str = "cpu", available: bool = True, **options: Any) -> None:
+        self.options = Options(device=device, **options)
+        self.runner = Answers(available=available)
+        self.machine = Machine(
+            device=device, name="x", cores=1, threads=1, memory_bytes=0, versions={}, date="2020-01-01",
+            gemm_rates={"fp32": {"a": 1e12}, "bf16": {"a": 2e15}, "tf32": {"a": 1e14}}, copy_rate=1e10,
+        )  # fmt: skip
+
+    def save(self, table: Any, name: str) -> Any:
+        return table
+
+
+def rows(**session: Any) -> dict[str, dict[str, Any]]:
+    found = {}
+    for row in run_ratios(FakeSession(**session))[0].rows:
+        key = f"{row['what']} ({row['where']})"
+        assert key not in found
+        found[key] = dict(row)
+    return found
+
+
+def only(found: dict[str, dict[str, Any]], text: str) -> dict[str, Any]:
+    matching = [row for key, row in found.items() if text in key]
+    assert len(matching) == 1, list(found)
+    return matching[0]
+
+
+def test_the_ratios_of_a_cpu():
+    found = rows()
+    for text, measured, verdict in (
+        ("3 frames, against the plain path", "2.00×", REACHED),
+        ("forward, best precision", "2.50×", MISSED),  # bf16 is faster, but too inexact
+        (f"against {PEER} (CPU)", "30.0×", REACHED),
+        ("training step", "2.00×", REACHED),
+        ("peak memory of inference, batch 16", "8.00×", REACHED),
+        ("radius_graph_pbc", "500×", REACHED),
+        ("20,000 atoms (CPU)", "0.2000 GB", REACHED),
+        ("cells of different sizes", "1.00×", REACHED),
+        ("time per atom", "10.0 % more", REACHED),
+        ("optimizer (CPU)", "4.00%", REACHED),
+    ):
+        row = only(found, text)
+        assert (row["measured"], row["verdict"]) == (measured, verdict), row
+    on_gpu = [row for row in found.values() if row["where"] == "GPU"]
+    assert len(on_gpu) == 5
+    assert all(row["verdict"] == row["measured"] == NOT_MEASURED for row in on_gpu)
+
+
+def test_the_ratios_of_a_gpu():
+    found = rows(device="cuda")
+    assert {row["where"] for row in found.values()} == {"GPU"}
+    for text, measured, verdict in (
+        ("inference samples/s", "11.2×", REACHED),  # 9 s / 0.8 s, each at its best precision
+        ("peak memory", "8.00×", REACHED),
+        ("training samples/s", "11.2×", REACHED),
+        ("share of the measured bf16 matrix rate", "50.0%", REACHED),  # 8e14 FLOP in 0.8 s of 2e15 FLOP/s
+        ("optimizer", "4.00%", REACHED),
+    ):
+        row = only(found, text)
+        assert (row["measured"], row["verdict"]) == (measured, verdict), row
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_cannot_be_measured_has_a_reason_and_no_figure(device: str):
+    for row in rows(device=device, available=False).values():
+        assert row["verdict"] == row["measured"] == NOT_MEASURED
+        assert "no such thing" in row["from"] or row["from"] == "needs a GPU"
+
+
+def test_a_missing_peer_leaves_the_other_ratios():
+    ratios = Ratios(FakeSession(models=["escaip-medium"]))
+    assert ratios.model == "escaip-medium"
+    assert ratios.peer is None
+    beside = ratios.forward()[2]
+    assert math.isnan(beside.value)
+    assert "not asked for" in beside.how
+
+
+def test_the_best_variant_is_the_fastest_that_is_exact_enough():
+    seconds = {"escaip-tiny:plain": 2.0, "escaip-tiny:bf16": 0.5, "escaip-tiny:fast": 1.0}
+    deviations = {name: {"forces": {"rms": 0.0}} for name in seconds}
+    assert best_variant(seconds, deviations, "escaip-tiny") == "escaip-tiny:bf16"
+    deviations["escaip-tiny:bf16"]["forces"]["rms"] = 0.011
+    assert best_variant(seconds, deviations, "escaip-tiny") == "escaip-tiny:fast"
+    assert best_variant(seconds, {}, "escaip-tiny") == ""
