@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, fields
@@ -217,7 +218,6 @@ def import_baselines() -> Any:
         NotAvailableError: fairchem or something that it needs is not installed.
     """
     try:
-        from escaip_fairchem.plugin import baselines
+        return importlib.import_module("escaip_fairchem.plugin.baselines")
     except ImportError as error:
         raise NotAvailableError(f"fairchem-core cannot be imported: {error}") from error
-    return baselines

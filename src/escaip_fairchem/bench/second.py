@@ -14,7 +14,8 @@ from escaip_fairchem.bench.models import SECOND_FAIRCHEM
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.runner import TIME_LIMIT
 
-SCRIPT = Path(__file__).with_name("fairchem2_script.py")
+SCRIPT = Path(__file__).parents[1] / "plugin" / "fairchem2_script.py"
+"""Run by path, because that environment does not have this package."""
 USUAL_SIZES = {"cpu": (1, 4), "cuda": (1, 8, 32)}
 
 
