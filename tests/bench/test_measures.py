@@ -29,7 +29,7 @@ from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, V
 from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
 from escaip_fairchem.bench.searches import measure_search
 from escaip_fairchem.bench.trainer import measure_trainer
-from escaip_fairchem.bench.worker import measure
+from escaip_fairchem.bench.worker import brief, measure
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.testing.predictors import Predictor
@@ -131,6 +131,13 @@ def test_what_goes_wrong_is_an_outcome_with_a_reason(tmp_path: Path):
     assert outcome.status == FAILED
     assert "oc20_3frames.extxyz" in outcome.reason
     assert outcome.remark.startswith("failed: DataError")
+
+
+def test_a_lack_of_memory_is_said_in_the_same_words_everywhere():
+    assert brief(MemoryError()) == brief(torch.OutOfMemoryError("CUDA out of memory. Tried to …")) == "out of memory"
+    assert brief(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried …")) == "out of memory"
+    assert brief(ValueError("first\nsecond")) == "ValueError: first"
+    assert brief(ValueError()) == "ValueError: ValueError"
 
 
 @pytest.mark.parametrize("text", ["escaip-tiny", "painn", "fairchem2-escaip"])

@@ -10,7 +10,7 @@ import pytest
 from bench_cases import InProcessWorker, outcome, passes
 
 from escaip_fairchem.bench import runner as module
-from escaip_fairchem.bench.cases import DROPPED, FAILED, NOT_AVAILABLE, Outcome, why_not_larger
+from escaip_fairchem.bench.cases import DROPPED, FAILED, NOT_AVAILABLE, Outcome, PassCase, why_not_larger
 from escaip_fairchem.bench.runner import TIME_LIMIT, Runner
 from escaip_fairchem.bench.timing import Deadline
 
@@ -56,6 +56,28 @@ def test_the_time_limit_ends_a_process_and_drops_the_rest(
     assert time.monotonic() - begin < 10
     assert [(ended.status, ended.reason) for ended in outcomes] == [(DROPPED, TIME_LIMIT)] * 3
     assert len(lines) == 3
+
+
+def test_on_a_gpu_one_process_goes_on_until_an_error_spoils_it(monkeypatch: pytest.MonkeyPatch, lines: list[str]):
+    made: list[object] = []
+
+    class Stub(InProcessWorker):
+        def __init__(self) -> None:
+            made.append(self)
+
+        def ask(self, case: PassCase, deadline: Deadline) -> Outcome:
+            reasons = {1: "out of memory", 2: "RuntimeError: CUDA error: an illegal memory access"}
+            if case.seed in reasons:
+                return Outcome(case=case, status=FAILED, reason=reasons[case.seed])
+            return outcome(case, 1.0)
+
+    monkeypatch.setattr(module, "Worker", Stub)
+    processes = []
+    runner = Runner(Deadline(None), lines.append)
+    for seed in (0, 1, 2, 3):
+        runner.one(passes(device="cuda", seed=seed))
+        processes.append(len(made))
+    assert processes == [1, 1, 1, 2]
 
 
 def test_what_was_dropped_is_measured_when_there_is_time_again(monkeypatch: pytest.MonkeyPatch, lines: list[str]):

@@ -45,14 +45,14 @@ def read(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.usefixtures("in_process")
 def test_efficiency_prints_and_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    names = "escaip-tiny:plain,escaip-tiny:bf16,fairchem2-escaip"
+    names = "escaip-tiny:bf16,fairchem2-escaip"
     words = ["--quick", "--models", names, "--batch-sizes", "2,1", "--out", str(tmp_path)]
     assert main(["bench", "efficiency", *words]) == 0
     rows = read(tmp_path / "efficiency.csv")
     measured = [row for row in rows if not row["remark"]]
     assert [(row["model"], row["mode"], row["batch"]) for row in measured] == [
         (model, mode, size)
-        for model in ("escaip-tiny:plain", "escaip-tiny:bf16")
+        for model in ("escaip-tiny:bf16",)
         for mode in ("inference", "training")
         for size in ("1", "2")
     ]

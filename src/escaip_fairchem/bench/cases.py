@@ -12,6 +12,8 @@ from escaip_fairchem.bench.models import ModelName
 
 MEASURED, NOT_AVAILABLE, FAILED, DROPPED = "measured", "not available", "failed", "dropped"
 """How a case can end."""
+OUT_OF_MEMORY = "out of memory"
+"""Reason of a case that failed for want of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ def measure_passes(case: PassCase) -> Outcome:
         import_baselines()
     probe = MemoryProbe(case.device, from_zero=True)
     contender = built(case.model, case.variant, case.seed, case.device)
+    contender.module.zero_grad(set_to_none=True)  # an earlier case's, which may have ended anywhere
     run = Pass(contender, case.mode)
     counted = warm_up(run, pool, case)
     seconds, peaks = [], []
@@ -101,7 +102,6 @@ def measure_passes(case: PassCase) -> Outcome:
         peaks.append(probe.peak_bytes())
         if synchronized_clock(case.device) - begin > case.budget:
             break
-    contender.module.zero_grad(set_to_none=True)
     return Outcome(
         case=case,
         seconds=seconds,

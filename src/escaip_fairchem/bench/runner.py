@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-from escaip_fairchem.bench.cases import DROPPED, FAILED, Case, Outcome, outcome_from
+from escaip_fairchem.bench.cases import DROPPED, FAILED, OUT_OF_MEMORY, Case, Outcome, outcome_from
 from escaip_fairchem.bench.timing import Deadline
 
 TIME_LIMIT = "the time limit of the command"
@@ -84,7 +84,9 @@ class Runner:
         if self._worker is None:
             self._worker = Worker()
         outcome = self._worker.ask(case, self.deadline)
-        if case.device == "cpu" or not self._worker.is_alive:
+        # A GPU's errors can spoil all that follows in the process; a lack of memory does not.
+        is_spoilt = outcome.status == FAILED and outcome.reason != OUT_OF_MEMORY
+        if case.device == "cpu" or is_spoilt or not self._worker.is_alive:
             self._end_worker()
         return outcome
 

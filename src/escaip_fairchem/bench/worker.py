@@ -20,7 +20,7 @@ from typing import TextIO
 
 import torch
 
-from escaip_fairchem.bench.cases import FAILED, NOT_AVAILABLE, Case, Outcome, case_from
+from escaip_fairchem.bench.cases import FAILED, NOT_AVAILABLE, OUT_OF_MEMORY, Case, Outcome, case_from
 from escaip_fairchem.errors import EScAIPError
 
 MEASURES = {
@@ -58,7 +58,7 @@ def brief(error: BaseException) -> str:
     """One line about an error."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text:
-        return "out of memory"
+        return OUT_OF_MEMORY
     return f"{type(error).__name__}: {text}"[:200]
 
 
