@@ -31,7 +31,7 @@ def test_the_paper_s_configuration(capsys):
 
 def test_costs_are_those_of_a_real_forward_pass():
     copper = batch([structures.copper()], torch.float32)  # more than four neighbours: all slots are in use
-    predictor = tiny_predictor("direct", dtype=torch.float32, max_neighbors=4)
+    predictor = tiny_predictor("direct", dtype=torch.float32, max_neighbors=4, execution="plain")
     graph = build_graph(copper, predictor.neighborhoods(copper))
     assert graph.edge_mask_NK.all()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
