@@ -8,6 +8,8 @@ import torch
 from escaip_fairchem.nn.activations import ACTIVATIONS
 from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
 from escaip_fairchem.nn.fast import inference
+from escaip_fairchem.nn.fast.rmsnorm import _RMSNorm, rms_norm
+from escaip_fairchem.nn.normalization import RMSNorm
 from escaip_fairchem.testing import KINDS, batch, relative_error, structures, tiny_predictor
 from escaip_fairchem.testing.tolerances import assert_close
 
@@ -117,3 +119,26 @@ def test_stochastic_depth_and_dropout_stay_random_per_structure():
     with torch.no_grad():
         first, second = fast(systems)["forces"], fast(systems)["forces"]
     assert relative_error(first, second) > 1e-3
+
+
+def test_the_rms_norm_written_out_and_its_gradients():
+    norm = RMSNorm(7).double()
+    inputs = torch.randn(3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    torch.nn.init.normal_(norm.weight)
+    assert relative_error(rms_norm(norm, inputs), norm(inputs)) < 1e-14
+    assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, norm.EPSILON), (inputs, norm.weight))
+    zeros = torch.zeros(2, 7, dtype=torch.float64, requires_grad=True)
+    rms_norm(norm, zeros).sum().backward()
+    assert zeros.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rms_norm_sums_in_float32(dtype):
+    norm = RMSNorm(2048)
+    inputs = torch.full((1, 2048), 300.0, dtype=dtype, requires_grad=True)  # whose square exceeds float16
+    outputs = rms_norm(norm, inputs)
+    assert outputs.dtype == dtype
+    assert relative_error(outputs, torch.ones_like(outputs)) < 1e-2
+    outputs.sum().backward()
+    assert inputs.grad.dtype == dtype
+    assert norm.weight.grad.dtype == torch.float32

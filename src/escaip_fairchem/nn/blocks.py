@@ -131,18 +131,16 @@ class AttentionBlock(nn.Module):
 
     def forward(self, state: State, graph: Graph, features: EdgeFeatures) -> State:
         """Update node and edge states."""
-        return self.with_update(state, self.graph_attention(self.attention_norm(state.node_NH), graph, features), graph)
-
-    def with_update(self, state: State, update_NKH: Tensor, graph: Graph) -> State:
-        """What follows the attention, whose updates of the edges are (N, K, H)."""
-        node_NH = state.node_NH + self._drop(masked_mean(update_NKH, graph.mask_NK), graph)
-        node_NH = node_NH + self._drop(self.node_ffn(self.node_norm(node_NH)), graph)
+        update_NKH = self.graph_attention(self.attention_norm(state.node_NH), graph, features)
+        node_NH = state.node_NH + self.drop(masked_mean(update_NKH, graph.mask_NK), graph)
+        node_NH = node_NH + self.drop(self.node_ffn(self.node_norm(node_NH)), graph)
         if state.edge_NKH is None or self.edge_ffn is None or self.edge_norm is None:
             return State(node_NH=node_NH, edge_NKH=None)
-        edge_NKH = state.edge_NKH + self._drop(update_NKH, graph)
-        edge_NKH = edge_NKH + self._drop(self.edge_ffn(self.edge_norm(edge_NKH)), graph)
+        edge_NKH = state.edge_NKH + self.drop(update_NKH, graph)
+        edge_NKH = edge_NKH + self.drop(self.edge_ffn(self.edge_norm(edge_NKH)), graph)
         return State(node_NH=node_NH, edge_NKH=edge_NKH)
 
-    def _drop(self, branch: Tensor, graph: Graph) -> Tensor:
+    def drop(self, branch: Tensor, graph: Graph) -> Tensor:
+        """Stochastic depth of a residual branch (N, ...)."""
         dropped: Tensor = self.stochastic_depth(branch, graph.structure_N, graph.num_structures)
         return dropped

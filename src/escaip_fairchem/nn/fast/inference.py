@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from escaip_fairchem.nn.fast.products import accumulate
 from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum
-from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges
+from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
 from escaip_fairchem.nn.normalization import RMSNorm
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Chunk:
     Attributes:
         index: Which chunk it is.
         atoms: Their rows.
-        weights_C1K: One over the number of used slots in used slots, 0 in empty ones, shape (C, 1, K).
+        weights_C1K: Weights of the slots in a mean, shape (C, 1, K).
     """
 
     index: int
@@ -57,11 +57,9 @@ class Chunk:
 def split(inputs: Inputs) -> list[Chunk]:
     """Split a batch into chunks of a size that fits its device."""
     mask_NK = inputs.graph.mask_NK
-    used_NK = mask_NK.to(inputs.order_NL.dtype)
-    weights_NK = used_NK / used_NK.sum(dim=1, keepdim=True)
     edges = EDGES_PER_CHUNK.get(mask_NK.device.type, EDGES_PER_CHUNK_ELSEWHERE)
     size = max(edges // mask_NK.shape[1], 1)
-    parts = weights_NK.unsqueeze(1).split(size)
+    parts = slot_weights(mask_NK, inputs.order_NL.dtype).split(size)
     return [Chunk(i, slice(i * size, i * size + len(part)), part) for i, part in enumerate(parts)]
 
 

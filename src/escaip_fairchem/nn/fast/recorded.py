@@ -5,17 +5,21 @@ The backward pass needs all intermediate results, so nothing is done in place, a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from escaip_fairchem.nn.basis import masked_mean
 from escaip_fairchem.nn.blocks import State
 from escaip_fairchem.nn.fast.projection import DepthwiseProjection
-from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges
+from escaip_fairchem.nn.fast.rmsnorm import rms_norm
+from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
+from escaip_fairchem.nn.normalization import RMSNorm
 
 if TYPE_CHECKING:
     from escaip_fairchem.nn.blocks import AttentionBlock, InputBlock
+    from escaip_fairchem.nn.layers import FeedForward
     from escaip_fairchem.nn.model import Backbone
 
 ALL = slice(None)
@@ -27,31 +31,72 @@ def record(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     node_sum = node_projection.start()
     edge_projection = None if backbone.edge_projection is None else DepthwiseProjection(backbone.edge_projection)
     edge_sum = None if edge_projection is None else edge_projection.start()
-    state = input_state(backbone.input_block, inputs)
+    # Training on forces that are derivatives differentiates twice.
+    residual = Residual(once=not backbone.config.is_conservative)
+    state = input_state(backbone.input_block, inputs, residual)
     for depth, readout in enumerate(backbone.readouts):
         if depth > 0:
-            state = block_state(backbone.blocks[depth - 1], state, inputs, depth)
-        read = readout(state)
-        node_projection.add(node_sum, depth, read.node_NH)
+            state = block_state(backbone.blocks[depth - 1], state, inputs, depth, residual)
+        node_projection.add(node_sum, depth, residual(state.node_NH, readout.node.norm, readout.node.ffn))
         if edge_projection is not None and edge_sum is not None:
-            edge_projection.add(edge_sum, depth, read.edge_NKH)
+            assert state.edge_NKH is not None
+            edge_projection.add(edge_sum, depth, residual(state.edge_NKH, readout.edge.norm, readout.edge.ffn))
     if edge_projection is None or edge_sum is None:
         return node_projection.finish(node_sum), None
     return node_projection.finish(node_sum), edge_projection.finish(edge_sum)
 
 
-def input_state(block: InputBlock, inputs: Inputs) -> State:
+@dataclass(frozen=True, kw_only=True)
+class Residual:
+    """Residual branches of feed-forward layers.
+
+    Attributes:
+        once: Whether the result will be differentiated once at most.
+    """
+
+    once: bool
+
+    def normed(self, norm: nn.Module, inputs: Tensor) -> Tensor:
+        """``norm x``, by the cheaper way where it can be differentiated often enough."""
+        normed: Tensor = rms_norm(norm, inputs) if self.once and isinstance(norm, RMSNorm) else norm(inputs)
+        return normed
+
+    def branch(self, inputs: Tensor, norm: nn.Module, ffn: FeedForward) -> Tensor:
+        """``FFN(norm x)``."""
+        branch: Tensor = ffn(self.normed(norm, inputs))
+        return branch
+
+    def __call__(self, inputs: Tensor, norm: nn.Module, ffn: FeedForward) -> Tensor:
+        """``x + FFN(norm x)``."""
+        return inputs + self.branch(inputs, norm, ffn)
+
+
+def mean_over_slots(values_NKH: Tensor, mask_NK: Tensor) -> Tensor:
+    """Mean over the used slots, shape (N, H); values of empty slots are finite."""
+    return torch.bmm(slot_weights(mask_NK, values_NKH.dtype), values_NKH).squeeze(1)
+
+
+def input_state(block: InputBlock, inputs: Inputs, residual: Residual) -> State:
     """Make the first state."""
     edge_NKH = embedded_edges(block, inputs, attribute_terms(block, inputs), 0, ALL)
-    edge_NKH = edge_NKH + block.ffn(block.ffn_norm(edge_NKH))
+    edge_NKH = residual(edge_NKH, block.ffn_norm, block.ffn)
     return State(
-        node_NH=block.node_norm(masked_mean(edge_NKH, inputs.graph.mask_NK)),
-        edge_NKH=None if block.edge_norm is None else block.edge_norm(edge_NKH),
+        node_NH=residual.normed(block.node_norm, mean_over_slots(edge_NKH, inputs.graph.mask_NK)),
+        edge_NKH=None if block.edge_norm is None else residual.normed(block.edge_norm, edge_NKH),
     )
 
 
-def block_state(block: AttentionBlock, state: State, inputs: Inputs, depth: int) -> State:
+def block_state(block: AttentionBlock, state: State, inputs: Inputs, depth: int, residual: Residual) -> State:
     """Update node and edge states."""
-    terms = MessageTerms(block.graph_attention, block.attention_norm(state.node_NH), inputs)
-    update_NKH = block.graph_attention.attention(terms.messages(depth, ALL), inputs.cosines_NKK, inputs.graph.mask_NK)
-    return block.with_update(state, update_NKH, inputs.graph)
+    graph, attention = inputs.graph, block.graph_attention.attention
+    terms = MessageTerms(block.graph_attention, residual.normed(block.attention_norm, state.node_NH), inputs)
+    mixed_NKH = attention.mix(terms.messages(depth, ALL), inputs.cosines_NKK, graph.mask_NK)
+    # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
+    update_NH = attention.out_projection(mean_over_slots(mixed_NKH, graph.mask_NK))
+    node_NH = state.node_NH + block.drop(update_NH, graph)
+    node_NH = node_NH + block.drop(residual.branch(node_NH, block.node_norm, block.node_ffn), graph)
+    if state.edge_NKH is None or block.edge_ffn is None or block.edge_norm is None:
+        return State(node_NH=node_NH, edge_NKH=None)
+    edge_NKH = state.edge_NKH + block.drop(attention.out_projection(mixed_NKH), graph)
+    edge_NKH = edge_NKH + block.drop(residual.branch(edge_NKH, block.edge_norm, block.edge_ffn), graph)
+    return State(node_NH=node_NH, edge_NKH=edge_NKH)

@@ -99,3 +99,9 @@ def embedded_edges(
     total_CKH = inputs.distances.add_to(total_CKH, layer, depth, atoms)
     edge_CKH: Tensor = layer.edge_linear.activate(total_CKH)
     return edge_CKH
+
+
+def slot_weights(mask_NK: Tensor, dtype: torch.dtype) -> Tensor:
+    """Weights of a mean over the used slots as the left factor of a matrix product, shape (N, 1, K)."""
+    used_NK = mask_NK.to(dtype)
+    return (used_NK / used_NK.sum(dim=1, keepdim=True)).unsqueeze(1)
