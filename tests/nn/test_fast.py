@@ -142,3 +142,29 @@ def test_the_rms_norm_sums_in_float32(dtype):
     outputs.sum().backward()
     assert inputs.grad.dtype == dtype
     assert norm.weight.grad.dtype == torch.float32
+
+
+def kept_bytes(model, systems) -> int:
+    """Memory that the backward pass keeps from a forward pass."""
+    kept = {}
+
+    def remember(tensor):
+        kept[tensor.data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        model(systems)
+    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    return sum(t.numel() * t.element_size() for pointer, t in kept.items() if pointer not in parameters)
+
+
+def test_forces_at_inference_keep_little_for_the_backward_pass():
+    systems = batch([structures.copper()] * 4, torch.float32)
+    kept = {}
+    for execution in ("plain", "fast"):
+        model = tiny_predictor("conservative", dtype=torch.float32, execution=execution)
+        with torch.no_grad():
+            model(systems)
+            kept[execution] = kept_bytes(model, systems)
+        assert all(parameter.requires_grad for parameter in model.parameters())
+    assert kept["fast"] < 0.6 * kept["plain"]

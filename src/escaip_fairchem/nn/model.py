@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call  # type: ignore[attr-defined]  # public, but not declared so
 
 from escaip_fairchem.nn.attention import NeighborhoodAttention
 from escaip_fairchem.nn.basis import angle_cosines, bond_orientational_order, build_radial_basis
@@ -70,9 +71,16 @@ class Backbone(nn.Module):
             parameter_gradients: Whether gradients of parameters may be asked for later; by default where gradients are
                 recorded at all. Forces of a conservative model need gradients, but at inference none of parameters.
         """
+        if parameter_gradients is None:
+            parameter_gradients = torch.is_grad_enabled()
         if self.config.execution == "plain":
             return self.plain(graph)
-        return self.fast(graph, torch.is_grad_enabled() if parameter_gradients is None else parameter_gradients)
+        if torch.is_grad_enabled() and not parameter_gradients and any(p.requires_grad for p in self.parameters()):
+            # Linear layers then need not keep their inputs, which is half of what is kept.
+            frozen = {name: parameter.detach() for name, parameter in self.named_parameters()}
+            features: Features = functional_call(self, frozen, (graph,), {"parameter_gradients": False})
+            return features
+        return self.fast(graph, parameter_gradients)
 
     def plain(self, graph: Graph) -> Features:
         """Compute the features as the equations have it: the reference."""
