@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -47,6 +46,7 @@ def measure_trainer(case: TrainerCase) -> Outcome:
     """
     import_baselines()
     from escaip_fairchem.data.demo_set import DemoOptions, write_demo
+    from escaip_fairchem.plugin.baselines import quiet
     from escaip_fairchem.plugin.timed_trainer import train_timed
 
     warm_libraries(case.device)
@@ -55,8 +55,8 @@ def measure_trainer(case: TrainerCase) -> Outcome:
         frames = case.batch_size * (case.steps + WARM_UP)
         demo = DemoOptions(train=frames, val=0, test=0, seed=case.seed, formats=("lmdb",))
         summary = write_demo(folder / "data", demo, workers=1)
-        logging.disable(logging.WARNING)
-        whole, inside = train_timed(_settings(case, folder), skip=WARM_UP)
+        with quiet():
+            whole, inside = train_timed(_settings(case, folder), skip=WARM_UP)
     return Outcome(
         case=case,
         seconds=whole,

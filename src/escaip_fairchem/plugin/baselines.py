@@ -100,7 +100,7 @@ def build_baseline(name: str) -> nn.Module:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the models' remarks about missing scaling factors and deprecated names out of the output."""
+    """Keep remarks of models and trainers, on scaling factors and deprecated names, out of a benchmark's output."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
