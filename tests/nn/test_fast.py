@@ -47,7 +47,7 @@ def test_predictions_without_gradients(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_in_chunks(kind, monkeypatch):
-    monkeypatch.setitem(inference.EDGES_PER_CHUNK, "cpu", 60)
+    monkeypatch.setitem(inference.CHUNK_VALUES, "cpu", 60 * 16)
     plain, fast = pair(kind, dtype=torch.float64)
     with torch.no_grad():
         compare(plain, fast, batch(ZOO, torch.float64))

@@ -106,7 +106,11 @@ class NeighborhoodAttention(nn.Module):
 
     def mix(self, messages_NKH: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
         """The same but for the projection at the end."""
-        heads_N3AKD = self.in_projection(messages_NKH).unflatten(-1, (3, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
+        return self.mix_projected(self.in_projection(messages_NKH), cosines_NKK, mask_NK)
+
+    def mix_projected(self, projected_NKJ: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
+        """The attention itself: queries, keys and values side by side, shape (N, K, 3 H), to (N, K, H)."""
+        heads_N3AKD = projected_NKJ.unflatten(-1, (3, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
         query_NAKD, key_NAKD, value_NAKD = heads_N3AKD.unbind(1)
         mixed_NAKD = self.attend(
             query_NAKD, key_NAKD, value_NAKD, self._bias(cosines_NKK, mask_NK), self.dropout if self.training else 0.0

@@ -23,15 +23,16 @@ from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms,
 from escaip_fairchem.nn.normalization import RMSNorm
 
 if TYPE_CHECKING:
+    from escaip_fairchem.nn.attention import NeighborhoodAttention
     from escaip_fairchem.nn.blocks import AttentionBlock, InputBlock
     from escaip_fairchem.nn.layers import FeedForward
     from escaip_fairchem.nn.model import Backbone
     from escaip_fairchem.nn.readout import Projection
 
-EDGES_PER_CHUNK = {"cpu": 1024}
-"""Edges worked on together, by device type: few enough for the cache, enough for efficient products."""
+CHUNK_VALUES = {"cpu": 2**21}
+"""Values of one edge state worked on together, by device type: enough for efficient products, 8 MB in float32."""
 
-EDGES_PER_CHUNK_ELSEWHERE = 2**17
+CHUNK_VALUES_ELSEWHERE = 2**26
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,11 @@ class Chunk:
         return torch.bmm(self.weights_C1K.to(values_CKH.dtype), values_CKH).squeeze(1)
 
 
-def split(inputs: Inputs) -> list[Chunk]:
-    """Split a batch into chunks of a size that fits its device."""
+def split(inputs: Inputs, width: int) -> list[Chunk]:
+    """Split a batch into chunks whose edge states, of a width H, have a size that fits the device."""
     mask_NK = inputs.graph.mask_NK
-    edges = EDGES_PER_CHUNK.get(mask_NK.device.type, EDGES_PER_CHUNK_ELSEWHERE)
-    size = max(edges // mask_NK.shape[1], 1)
+    values = CHUNK_VALUES.get(mask_NK.device.type, CHUNK_VALUES_ELSEWHERE)
+    size = max(values // (width * mask_NK.shape[1]), 1)
     parts = slot_weights(mask_NK, inputs.order_NL.dtype).split(size)
     return [Chunk(i, slice(i * size, i * size + len(part)), part) for i, part in enumerate(parts)]
 
@@ -129,9 +130,36 @@ class Branch:
         return inputs_EH
 
 
+class Attention:
+    """Attention with fewer biases to add.
+
+    That of the keys adds the same to all logits of a query, which softmax ignores. That of the values passes through, as
+    a query's weights add up to 1, and becomes part of the output's.
+
+    Args:
+        attention: The layer whose parameters are read.
+    """
+
+    def __init__(self, attention: NeighborhoodAttention) -> None:
+        self.attention = attention
+        out = attention.out_projection
+        self.query_bias, _, value_bias = attention.in_projection.bias.chunk(3)
+        self.out_weight, self.out_bias = out.weight, functional.linear(value_bias, out.weight, out.bias)
+
+    def mix(self, messages_CKH: Tensor, cosines_CKK: Tensor, mask_CK: Tensor) -> Tensor:
+        """Attend; shape (E, H), before the output's projection and without the values' bias."""
+        projected_CKJ = functional.linear(messages_CKH, self.attention.in_projection.weight)
+        projected_CKJ[..., : len(self.query_bias)] += self.query_bias
+        return self.attention.mix_projected(projected_CKJ, cosines_CKK, mask_CK).flatten(0, 1)
+
+    def add_to(self, total: Tensor, mixed: Tensor) -> Tensor:
+        """Project what :meth:`mix` gave, or its mean, and add it, in place."""
+        return accumulate(total.add_(self.out_bias), mixed, self.out_weight)
+
+
 def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
-    chunks = split(inputs)
+    chunks = split(inputs, backbone.config.hidden_size)
     stream = None
     if backbone.edge_projection is not None:
         stream = EdgeStream(backbone, backbone.edge_projection, len(chunks))
@@ -168,24 +196,22 @@ def block_states(
     block: AttentionBlock, node_NH: Tensor, inputs: Inputs, chunks: list[Chunk], stream: EdgeStream | None, depth: int
 ) -> Tensor:
     """Update node and edge states; returns the nodes' (N, H)."""
-    attention = block.graph_attention.attention
-    out = attention.out_projection
+    attention = Attention(block.graph_attention.attention)
     terms = MessageTerms(block.graph_attention, block.attention_norm(node_NH), inputs)
     branch = None if block.edge_ffn is None or block.edge_norm is None else Branch(block.edge_norm, block.edge_ffn)
     readout = None if stream is None else edge_readout(stream, depth)
     means = []
     for chunk in chunks:
-        mixed_CKH = attention.mix(
+        mixed_EH = attention.mix(
             terms.messages(depth, chunk.atoms), inputs.cosines_NKK[chunk.atoms], inputs.graph.mask_NK[chunk.atoms]
         )
-        mixed_EH = mixed_CKH.flatten(0, 1)
         means.append(chunk.mean(mixed_EH))
         if stream is not None and branch is not None and readout is not None:
-            state_EH = accumulate(stream.states_EH[chunk.index].add_(out.bias), mixed_EH, out.weight)
+            state_EH = attention.add_to(stream.states_EH[chunk.index], mixed_EH)
             stream.states_EH[chunk.index] = branch.added_to(state_EH, in_place=True)
             stream.collect(chunk, depth, readout)
     # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
-    node_NH = node_NH + out(torch.cat(means))
+    node_NH = attention.add_to(node_NH.clone(), torch.cat(means))
     return Branch(block.node_norm, block.node_ffn).added_to(node_NH, in_place=True)
 
 
