@@ -133,8 +133,8 @@ class Branch:
 class Attention:
     """Attention with fewer biases to add.
 
-    That of the keys adds the same to all logits of a query, which softmax ignores. That of the values passes through, as
-    a query's weights add up to 1, and becomes part of the output's.
+    That of the keys adds the same to all logits of a query, which softmax ignores. That of the values passes through,
+    as the weights of a query add up to 1, and becomes part of the bias of the output.
 
     Args:
         attention: The layer whose parameters are read.
