@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from escaip_fairchem.nn.activations import ACTIVATIONS
-from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS
+from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS, GaussianBasis
 from escaip_fairchem.nn.fast import inference
+from escaip_fairchem.nn.fast.distances import without_underflow
 from escaip_fairchem.nn.fast.rmsnorm import _RMSNorm, rms_norm
 from escaip_fairchem.nn.normalization import RMSNorm
 from escaip_fairchem.testing import KINDS, batch, relative_error, structures, tiny_predictor
@@ -168,3 +169,12 @@ def test_forces_at_inference_keep_little_for_the_backward_pass():
             kept[execution] = kept_bytes(model, systems)
         assert all(parameter.requires_grad for parameter in model.parameters())
     assert kept["fast"] < 0.6 * kept["plain"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_radial_values_cannot_underflow_in_products(dtype):
+    radial = GaussianBasis(12.0, 600).to(dtype)(torch.linspace(0.0, 12.0, 500, dtype=dtype).unsqueeze(0))
+    kept = without_underflow(radial)
+    assert (kept - radial).abs().max() < 1e-15
+    smallest = kept[kept > 0].min()
+    assert smallest.square() > torch.finfo(dtype).tiny

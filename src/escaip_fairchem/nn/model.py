@@ -13,7 +13,7 @@ from escaip_fairchem.nn.basis import angle_cosines, bond_orientational_order, bu
 from escaip_fairchem.nn.blocks import AttentionBlock, BlockSettings, InputBlock
 from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
-from escaip_fairchem.nn.fast.distances import BasisTerms, DistanceTerms
+from escaip_fairchem.nn.fast.distances import BasisTerms, DistanceTerms, without_underflow
 from escaip_fairchem.nn.fast.inference import infer
 from escaip_fairchem.nn.fast.recorded import record
 from escaip_fairchem.nn.fast.tables import TableKeeper
@@ -116,7 +116,7 @@ class Backbone(nn.Module):
             tables = self._table_keeper.tables(self)
             if tables is not None:
                 return tables.look_up(graph)
-        return BasisTerms(radial_NKG=self.radial(graph))
+        return BasisTerms(radial_NKG=without_underflow(self.radial(graph)))
 
     def radial(self, graph: Graph) -> Tensor:
         """Radial basis of every slot, 0 without a neighbour; shape (N, K, G)."""
