@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from escaip_fairchem.bench.cases import CompareCase, Outcome
@@ -71,6 +72,16 @@ def _comparison_row(outcome: Outcome, case: CompareCase, text: str, session: Ses
             for title, kind in (("max", "largest"), ("RMS", "rms"))
         },
     }
+
+
+def with_peer(outcome: Outcome, peer: Outcome) -> Outcome:
+    """A comparison with the times of another one, of the same frames in another process, beside its own."""
+    reasons = dict.fromkeys(peer.case.names, peer.remark) if isinstance(peer.case, CompareCase) and peer.remark else {}
+    merged = {
+        key: {**outcome.extra.get(key, {}), **peer.extra.get(key, {}), **more}
+        for key, more in (("seconds", {}), ("reasons", reasons))
+    }
+    return replace(outcome, extra={**outcome.extra, **merged})
 
 
 def times_behind(outcome: Outcome, large: str, small: str) -> str:

@@ -13,6 +13,7 @@ from escaip_fairchem.bench.comparison import (
     largest_deviation,
     medians,
     times_behind,
+    with_peer,
 )
 from escaip_fairchem.bench.models import ESCAIP, parse_name
 from escaip_fairchem.bench.options import Options, Session
@@ -68,7 +69,7 @@ class Ratios:
     def forward(self) -> list[Finding]:
         """Forward passes beside the plain path and beside the peer."""
         names = [f"{self.model}:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")]
-        outcome = self._compare([*names, *([self.peer] if self.peer else [])], "inference")
+        outcome = self._compare(names, "inference")
         seconds = medians(outcome)
         deviations = outcome.extra.get("deviations", {})
         plain, fast = names[0], names[1]
@@ -94,10 +95,13 @@ class Ratios:
             value=ratio(seconds.get(plain, math.nan), seconds.get(best, math.nan)),
             how=times_behind(outcome, plain, best) + deviation_note(deviations.get(best)),
         )
+        # In a process of its own: its forward pass needs most of an ordinary machine's memory.
+        beside_peer = with_peer(outcome, self._compare([self.peer], "inference")) if self.peer else outcome
+        both = medians(beside_peer)
         beside = Finding(
             requirement=Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0),
-            value=ratio(seconds.get(PEER, math.nan), seconds.get(fast, math.nan)),
-            how=times_behind(outcome, PEER, fast),
+            value=ratio(both.get(PEER, math.nan), both.get(fast, math.nan)),
+            how=times_behind(beside_peer, PEER, fast),
         )
         return [faster, lower, beside]
 
