@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 FILTER_REACH = 24
 """Samples on each side that a coefficient is made from: 0.268²⁴ is below the rounding of float64's sums."""
@@ -20,11 +19,11 @@ FILTER_REACH = 24
 _POLE = 3.0**0.5 - 2.0
 
 
-def interpolation_filter(dtype: torch.dtype) -> Tensor:
+def interpolation_filter() -> Tensor:
     """Weights of the samples around a grid point in its coefficient, shape (2 · FILTER_REACH + 1,)."""
     distance = torch.arange(-FILTER_REACH, FILTER_REACH + 1, dtype=torch.float64).abs()
     response: Tensor = (-6.0 * _POLE / (1.0 - _POLE**2)) * _POLE**distance
-    return response.to(dtype)
+    return response
 
 
 def coefficients(samples_GD: Tensor) -> Tensor:
@@ -37,8 +36,12 @@ def coefficients(samples_GD: Tensor) -> Tensor:
         The coefficients of the grid points that have ``FILTER_REACH`` samples on each side, shape
         (G − 2 · FILTER_REACH, D).
     """
-    weights_1T = interpolation_filter(samples_GD.dtype).to(samples_GD.device).view(1, 1, -1)
-    return functional.conv1d(samples_GD.t().unsqueeze(1), weights_1T).squeeze(1).t().contiguous()
+    inner = len(samples_GD) - 2 * FILTER_REACH
+    total_GD = torch.zeros_like(samples_GD[:inner])
+    # One pass per weight: a convolution would lay out fifty copies of the samples first.
+    for step, weight in enumerate(interpolation_filter().tolist()):
+        total_GD.add_(samples_GD[step : step + inner], alpha=weight)
+    return total_GD
 
 
 def weights(fraction_E: Tensor) -> Tensor:
