@@ -160,17 +160,17 @@ def build(backbone: Backbone) -> Tables:
     config = backbone.config
     if SMOOTHNESS.get(config.activation, 9) < 1 + config.is_conservative:
         raise TableError(f"activation: {config.activation} is not smooth enough")
-    functions = [DistanceFunction(backbone, reader) for reader in readers(backbone)]
-    with full_precision(functions[0].device):
+    layers_read = readers(backbone)
+    with full_precision(next(backbone.parameters()).device):
         for intervals in GRID_SIZES:
             spacing = config.max_radius / intervals
             layers: list[Table] = []
-            for function in functions:
-                table = function.tabulated(spacing, intervals)
+            for reader in layers_read:
+                table = DistanceFunction(backbone, reader).tabulated(spacing, intervals)
                 if table is None:
                     break
                 layers.append(table)
-            if len(layers) == len(functions):
+            if len(layers) == len(layers_read):
                 return Tables(spacing=spacing, layers=layers)
     raise TableError(f"a table of {GRID_SIZES[-1]} intervals changes a layer's distance term by more than {TOLERANCE}")
 
