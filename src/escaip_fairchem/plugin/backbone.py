@@ -13,7 +13,8 @@ from escaip_fairchem.nn import Backbone, BackboneConfig, build_graph, make_diffe
 from escaip_fairchem.nn.config import drop_obsolete_keys, with_differentiable_attention
 from escaip_fairchem.nn.initialization import parameters_without_decay
 from escaip_fairchem.nn.precision import full_precision
-from escaip_fairchem.plugin.batches import errors_name_samples, neighborhoods_of_batch, systems_from_batch
+from escaip_fairchem.plugin.batches import errors_name_samples
+from escaip_fairchem.plugin.prepared import NeighborSearch
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -44,6 +45,17 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
         self.cutoff = self.config.max_radius
         self.max_neighbors = self.config.max_neighbors
 
+    def neighbor_search(self) -> NeighborSearch:
+        """How neighbours are searched, for those who load data."""
+        return NeighborSearch(
+            cutoff=self.cutoff,
+            max_neighbors=self.max_neighbors,
+            max_num_elements=self.config.max_num_elements,
+            use_pbc=self.config.use_pbc,
+            on_the_fly=self.otf_graph,
+            dtype=next(self.parameters()).dtype,
+        )
+
     def forward(self, data: Batch) -> Embedding:
         """Compute what the heads read.
 
@@ -51,7 +63,7 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
             ``features`` (:class:`escaip_fairchem.nn.Features`), ``graph`` (:class:`escaip_fairchem.nn.Graph`), and for
             conservative models ``strained``, the leaves of the differentiation.
         """
-        dtype = next(self.parameters()).dtype
+        search = self.neighbor_search()
         parameter_gradients = torch.is_grad_enabled()
         # A conservative model needs gradients also where fairchem has switched them off (validation, prediction).
         with (
@@ -59,11 +71,8 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
             torch.set_grad_enabled(torch.is_grad_enabled() or self.config.is_conservative),
         ):
             with full_precision(data.pos.device):
-                systems = systems_from_batch(data, use_pbc=self.config.use_pbc, dtype=dtype)
-                systems.check_elements(self.config.max_num_elements)
-                neighborhoods = neighborhoods_of_batch(
-                    data, systems, cutoff=self.cutoff, max_neighbors=self.max_neighbors, on_the_fly=self.otf_graph
-                )
+                systems = search.systems(data)
+                neighborhoods = search.neighborhoods(data, systems)
                 strained = make_differentiable(systems) if self.config.is_conservative else None
                 graph = build_graph(systems if strained is None else strained.systems, neighborhoods)
             features = self.network(graph, parameter_gradients=parameter_gradients)

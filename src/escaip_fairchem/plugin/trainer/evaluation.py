@@ -16,6 +16,7 @@ from torch_geometric.data import Batch
 from tqdm import tqdm
 
 from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
 from escaip_fairchem.plugin.trainer.distributed import on_master, sum_over_ranks
@@ -92,7 +93,7 @@ class TrainerEvaluation(TrainerCheckpointing):
 
     def _evaluate_batch(self, batch: Any, metrics: Metrics, window: LossWindow, guard: FiniteGuard) -> Metrics:
         names = SampleNames.of(batch)
-        batch = batch.to(self.device, non_blocking=True)
+        batch = to_device(batch, self.device)
         out = self._forward(batch)
         losses = self.objective(out, batch, self.normalize_label)
         bad = self.flag_structures(out, batch)
@@ -207,7 +208,7 @@ class TrainerEvaluation(TrainerCheckpointing):
 
     def _predict_batch(self, batch: Any, names: SampleNames) -> dict[str, Tensor]:
         """Predictions of one batch in physical units, checked."""
-        batch = batch.to(self.device, non_blocking=True)
+        batch = to_device(batch, self.device)
         out = self._forward(batch)
         predictions = {name: self._denorm_preds(name, out[name], batch).detach() for name in self.config["outputs"]}
         require_finite_predictions(predictions, batch, names, self.output_targets)

@@ -12,6 +12,7 @@ from fairchem.core.datasets import data_list_collater
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
 from escaip_fairchem.errors import DataError
+from escaip_fairchem.plugin.prepared import NeighborSearch, prepare, seal
 
 
 class RecordingBatchSampler(BatchSampler):
@@ -35,7 +36,7 @@ class RecordingBatchSampler(BatchSampler):
 
 
 class ForkSafeLoader(DataLoader[Any]):
-    """A loader whose forked workers leave alone what they inherited.
+    """A loader whose forked workers leave alone what they inherited, and whose batches vouch for what they bring.
 
     LMDB environments must not be used in a process that did not open them, which fairchem's LMDB data sets do: a worker
     then crashes now and then ("killed by signal: Segmentation fault"). Workers open their own (`reopen_databases`), and
@@ -45,7 +46,7 @@ class ForkSafeLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         gc.freeze()
         try:
-            return super().__iter__()
+            return map(seal, super().__iter__())
         finally:
             gc.unfreeze()
 
@@ -75,7 +76,11 @@ def reopen_databases(worker: int) -> None:
 
 
 class Collater:
-    """fairchem's collation, without its warning per batch where data hold no edges: the model searches them then."""
+    """fairchem's collation, with the neighbours that the model needs, and without a warning where data hold no edges.
+
+    Attributes:
+        search: How the model looks for neighbours; None leaves that to it.
+    """
 
     def __init__(self, *, stored_edges: bool) -> None:
         """Prepare.
@@ -84,6 +89,7 @@ class Collater:
             stored_edges: Whether edges are taken from the data if they are there.
         """
         self.stored_edges = stored_edges
+        self.search: NeighborSearch | None = None
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Join samples into a batch.
@@ -98,7 +104,10 @@ class Collater:
                     f"sid {name!r}: natoms is {int(sample.natoms)}, but there are {sample.pos.shape[0]} positions"
                 )
         with_edges = self.stored_edges and all(sample.get("edge_index") is not None for sample in samples)
-        return data_list_collater(samples, otf_graph=not with_edges)
+        batch = data_list_collater(samples, otf_graph=not with_edges)
+        if self.search is not None:
+            prepare(batch, self.search)
+        return batch
 
 
 def build_loader(

@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.utils.data import DataLoader
 
+from escaip_fairchem.plugin.backbone import EScAIPBackbone
 from escaip_fairchem.plugin.loggers import logger_or_null  # the import registers the null logger
+from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.run_folder import RunFolderLock, unique_run_name
 from escaip_fairchem.plugin.trainer.amp import Precision
 from escaip_fairchem.plugin.trainer.distributed import from_master, on_master
@@ -176,7 +178,7 @@ class TrainerSetup(OCPTrainer):
         self.optimizer = build_optimizer(self._unwrapped_model, self.config["optim"])
 
     def load_extras(self) -> None:
-        """Build the schedule, the average of the weights, and the guard against NaN."""
+        """Build the schedule, the average of the weights, and the guard against NaN; tell the loaders of the model."""
         optim = self.config["optim"]
         steps_per_epoch = None if self.train_loader is None else len(self.train_loader)
         self.scheduler = build_schedule(self.optimizer, optim, steps_per_epoch)
@@ -184,6 +186,16 @@ class TrainerSetup(OCPTrainer):
         self.ema_decay = optim.get("ema_decay")
         self.ema = self._new_average()
         self.guard = FiniteGuard(self.model, gradients_may_overflow=self._scaler is not None)
+        self._let_loaders_search()
+
+    def _let_loaders_search(self) -> None:
+        """Let the loaders search neighbours for the model, if it is ours."""
+        backbones = [part for part in self.model.modules() if isinstance(part, EScAIPBackbone)]
+        search = backbones[0].neighbor_search() if backbones else None
+        # Not the loader of structures that will be relaxed: theirs would hold for the first step only.
+        for loader in (self.train_loader, self.val_loader, self.test_loader):
+            if loader is not None:
+                loader.collate_fn.search = search
 
     def _new_average(self) -> ExponentialMovingAverage | None:
         """An average that starts from the current weights, if the configuration wants one."""
@@ -198,7 +210,7 @@ class TrainerSetup(OCPTrainer):
         Returns:
             One tensor per output, in normalised units and at least float32; see `read_outputs`.
         """
-        batch = batch.to(self.device, non_blocking=True)
+        batch = to_device(batch, self.device)
         with self.precision.autocast(self.device):
             raw = self.model(batch)
         return read_outputs(

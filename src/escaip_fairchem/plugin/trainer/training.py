@@ -10,6 +10,7 @@ from fairchem.core.common import distutils
 from torch import Tensor
 
 from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.distributed import on_master
 from escaip_fairchem.plugin.trainer.loaders import seed_loader
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 class TrainingLoop:
     """Runs a trainer from the step it stands at to its last epoch.
 
-    The loop itself waits for the device at logging steps, before checkpoints and in evaluations only. Within a step the
-    model may wait, as this package's does while it searches neighbours, whose number the host has to know; and so does
-    float16's loss scaling, because torch decides on the host whether a step is skipped.
+    It waits for the device at logging steps, before checkpoints and in evaluations only. This package's models do not
+    wait either, for the loaders search their neighbours on the CPU (`plugin.prepared`). Float16's loss scaling does, in
+    every step, because torch decides on the host whether a step is skipped.
     """
 
     def __init__(self, trainer: EScAIPForcesTrainer, *, hide_evaluation_progress: bool) -> None:
@@ -85,7 +86,7 @@ class TrainingLoop:
         trainer = self.trainer
         step = trainer.step + 1
         names = SampleNames.of(batch)
-        batch = batch.to(trainer.device, non_blocking=True)
+        batch = to_device(batch, trainer.device)
         out = trainer._forward(batch)
         losses = trainer.objective(out, batch, trainer.normalize_label)
         trainer.guard.observe(
