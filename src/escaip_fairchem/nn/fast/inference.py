@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from escaip_fairchem.nn.fast.products import accumulate
-from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum
+from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum, at_least_float32
 from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
 from escaip_fairchem.nn.normalization import RMSNorm
 
@@ -67,32 +67,52 @@ def split(inputs: Inputs, width: int) -> list[Chunk]:
 class EdgeStream:
     """The edge states of all chunks, and what has been collected for their projection.
 
+    Each is one tensor for all chunks. Small ones would stay with the process when they are freed, as memory that nothing
+    else fits into.
+
     Args:
         backbone: Whose readouts are used.
         projection: The projection of the edges.
-        chunks: Number of chunks.
+        chunks: The chunks.
+        slots: Number of slots K of an atom.
     """
 
-    def __init__(self, backbone: Backbone, projection: Projection, chunks: int) -> None:
+    def __init__(self, backbone: Backbone, projection: Projection, chunks: list[Chunk], slots: int) -> None:
         self.readouts = [readout.edge for readout in backbone.readouts]
         self.projection = DepthwiseProjection(projection)
-        self.states_EH: list[Tensor] = [torch.empty(0)] * chunks
-        self.collected: list[ProjectionSum] = [self.projection.start() for _ in range(chunks)]
+        self.slots = slots
+        self._rows = [slice(chunk.atoms.start * slots, chunk.atoms.stop * slots) for chunk in chunks]
+        self._size = (self._rows[-1].stop if chunks else 0, backbone.config.hidden_size)
+        self._states_EH: Tensor | None = None
+        self._totals_EH: Tensor | None = None
+        self._collected: list[ProjectionSum] = []
+
+    def begin(self, chunk: Chunk, state_EH: Tensor) -> None:
+        """Take the first state of a chunk, the chunks in their order."""
+        if self._states_EH is None:
+            self._states_EH = state_EH.new_empty(self._size)
+            self._totals_EH = at_least_float32(state_EH.new_empty(0)).new_zeros(self._size)
+        self.state(chunk).copy_(state_EH)
+        assert self._totals_EH is not None
+        self._collected.append(self.projection.start(self._totals_EH[self._rows[chunk.index]]))
+
+    def state(self, chunk: Chunk) -> Tensor:
+        """The present state of a chunk, to be changed in place."""
+        assert self._states_EH is not None
+        return self._states_EH[self._rows[chunk.index]]
 
     def collect(self, chunk: Chunk, depth: int, branch: Branch) -> None:
         """Collect the readout of a chunk's state."""
-        readout_EH = branch.added_to(self.states_EH[chunk.index], in_place=False)
-        self.projection.add(self.collected[chunk.index], depth, readout_EH)
+        readout_EH = branch.added_to(self.state(chunk), in_place=False)
+        self.projection.add(self._collected[chunk.index], depth, readout_EH)
 
-    def finish(self, slots: int) -> Tensor:
+    def finish(self) -> Tensor:
         """Project; shape (N, K, H)."""
-        parts = []
-        for index, collected in enumerate(self.collected):
-            parts.append(self.projection.finish(collected))
-            self.states_EH[index] = torch.empty(0)
-            self.collected[index] = self.projection.start()
-        features_NKH: Tensor = torch.cat(parts).unflatten(0, (-1, slots))
-        return features_NKH
+        self._states_EH = None
+        assert self._totals_EH is not None
+        for rows, collected in zip(self._rows, self._collected, strict=True):
+            self._totals_EH[rows] = self.projection.finish(collected)
+        return self._totals_EH.unflatten(0, (-1, self.slots))
 
 
 class Branch:
@@ -162,7 +182,7 @@ def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     chunks = split(inputs, backbone.config.hidden_size)
     stream = None
     if backbone.edge_projection is not None:
-        stream = EdgeStream(backbone, backbone.edge_projection, len(chunks))
+        stream = EdgeStream(backbone, backbone.edge_projection, chunks, inputs.graph.sender_NK.shape[1])
     node_projection = DepthwiseProjection(backbone.node_projection)
     node_sum = node_projection.start()
 
@@ -171,8 +191,7 @@ def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
     for depth, (block, readout) in enumerate(zip(backbone.blocks, backbone.readouts[1:], strict=True), start=1):
         node_NH = block_states(block, node_NH, inputs, chunks, stream, depth)
         node_projection.add(node_sum, depth, readout.node(node_NH))
-    edge_NKH = None if stream is None else stream.finish(inputs.graph.sender_NK.shape[1])
-    return node_projection.finish(node_sum), edge_NKH
+    return node_projection.finish(node_sum), None if stream is None else stream.finish()
 
 
 def input_states(block: InputBlock, inputs: Inputs, chunks: list[Chunk], stream: EdgeStream | None) -> Tensor:
@@ -186,7 +205,7 @@ def input_states(block: InputBlock, inputs: Inputs, chunks: list[Chunk], stream:
         edge_EH = branch.added_to(edge_EH, in_place=True)
         means.append(chunk.mean(edge_EH))
         if stream is not None and block.edge_norm is not None and readout is not None:
-            stream.states_EH[chunk.index] = block.edge_norm(edge_EH)
+            stream.begin(chunk, block.edge_norm(edge_EH))
             stream.collect(chunk, 0, readout)
     node_NH: Tensor = block.node_norm(torch.cat(means))
     return node_NH
@@ -207,8 +226,8 @@ def block_states(
         )
         means.append(chunk.mean(mixed_EH))
         if stream is not None and branch is not None and readout is not None:
-            state_EH = attention.add_to(stream.states_EH[chunk.index], mixed_EH)
-            stream.states_EH[chunk.index] = branch.added_to(state_EH, in_place=True)
+            attention.add_to(stream.state(chunk), mixed_EH)
+            branch.added_to(stream.state(chunk), in_place=True)
             stream.collect(chunk, depth, readout)
     # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
     node_NH = attention.add_to(node_NH.clone(), torch.cat(means))

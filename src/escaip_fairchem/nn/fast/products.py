@@ -20,7 +20,8 @@ def accumulate(total: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         weight: Shape (out, in).
     """
     if torch.is_autocast_enabled(total.device.type) or total.dtype != inputs.dtype:
-        return total + functional.linear(inputs, weight)
+        product = functional.linear(inputs, weight)
+        return total + product if torch.is_grad_enabled() else total.add_(product)
     flat, rows = total.reshape(-1, total.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
     if not torch.is_grad_enabled():
         return flat.addmm_(rows, weight.t()).view(total.shape)

@@ -46,9 +46,13 @@ class DepthwiseProjection:
         weight = linear.weight if isinstance(norm, nn.Identity) else linear.weight * norm.weight
         self.weights = weight.split(size, dim=1)
 
-    def start(self) -> ProjectionSum:
-        """Begin with no depth collected."""
-        return ProjectionSum(total=None, squares=[], means=[])
+    def start(self, total: Tensor | None = None) -> ProjectionSum:
+        """Begin with no depth collected.
+
+        Args:
+            total: Zeros to add up in, where no gradients are recorded; by default new ones.
+        """
+        return ProjectionSum(total=total, squares=[], means=[])
 
     def add(self, collected: ProjectionSum, depth: int, readout: Tensor) -> None:
         """Collect the readout of a depth, shape (..., H)."""
