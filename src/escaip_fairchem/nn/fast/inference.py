@@ -67,8 +67,7 @@ def split(inputs: Inputs, width: int) -> list[Chunk]:
 class EdgeStream:
     """The edge states of all chunks, and what has been collected for their projection.
 
-    Each is one tensor for all chunks. Small ones would stay with the process when they are freed, as memory that nothing
-    else fits into.
+    Each is one tensor for all chunks. Many small ones would leave holes in the process's memory that nothing else fits.
 
     Args:
         backbone: Whose readouts are used.
