@@ -111,7 +111,8 @@ class EdgeStream:
         assert self._totals_EH is not None
         for rows, collected in zip(self._rows, self._collected, strict=True):
             self._totals_EH[rows] = self.projection.finish(collected)
-        return self._totals_EH.unflatten(0, (-1, self.slots))
+        features_NKH: Tensor = self._totals_EH.unflatten(0, (-1, self.slots))
+        return features_NKH
 
 
 class Branch:
