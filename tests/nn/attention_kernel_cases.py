@@ -5,6 +5,7 @@ With ``TRITON_INTERPRET=1`` they are interpreted on the CPU, else they run on th
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from escaip_fairchem.errors import EScAIPError
+from escaip_fairchem.nn import Systems
 from escaip_fairchem.nn.attention import NeighborhoodAttention
 from escaip_fairchem.nn.basis import angle_cosines
 from escaip_fairchem.nn.fast import inference, mixing
@@ -82,8 +84,9 @@ def test_outputs_and_gradients_are_those_of_the_plain_one(shape, dtype):
         assert relative_error(outputs[case.mask], reference[case.mask]) < 1e-5
     for actual, expected in zip(case.gradients(outputs), case.gradients(reference), strict=True):
         assert actual.dtype in (dtype, torch.float32)
-        # Small differences of gradients of size 1.
-        assert error(actual, expected) < 2 * ERRORS[dtype] * max(1.0, 1.0 / max(root_mean_square(expected), 1e-3))
+        # Gradients are sums of terms of size 1 that may cancel.
+        difference = root_mean_square(actual.double() - expected.double())
+        assert difference < 2 * ERRORS[dtype] * max(1.0, root_mean_square(expected))
 
 
 def test_without_angles():
@@ -153,26 +156,21 @@ def test_no_atoms():
 def test_strides(layout):
     case = Case(20, 2, 16, torch.float32)
     expected = case.fused()
-    values = case.projected.detach()
     if layout == "part of a larger tensor":
-        larger = torch.full((8, 23, 101), torch.nan, device=DEVICE)
-        strided = larger[2::2, 1:21, 3:99][: len(values)]
+        strided = torch.full((8, 23, 101), torch.nan, device=DEVICE)[::2, 1:21, 3:99]
     elif layout == "slots before atoms":
         strided = torch.empty(20, 4, 96, device=DEVICE).transpose(0, 1)
     else:
         strided = torch.empty(4, 96, 20, device=DEVICE).transpose(1, 2)
-    pad = len(values) - len(strided)
-    strided, values = (strided, values) if not pad else (strided, values[: len(strided)])
-    strided.copy_(values)
+    strided.copy_(case.projected.detach())
     assert not strided.is_contiguous()
-    leaf = strided.requires_grad_(True)
-    direction, count = case.direction[: len(leaf)], case.count[: len(leaf)].int()
-    outputs = fused_attention(leaf, direction, count, case.scale, 2)
-    assert torch.equal(outputs, expected[: len(leaf)])
+    strided.requires_grad_(True)
+    outputs = case.fused(strided)
+    assert torch.equal(outputs, expected)
     # A sum over slots gives the kernel one row of gradients for all of them.
-    (gradient,) = torch.autograd.grad(outputs.sum(1).square().sum(), leaf)
-    (reference,) = torch.autograd.grad(expected[: len(leaf)].sum(1).square().sum(), case.projected)
-    assert torch.equal(gradient, reference[: len(leaf)])
+    (gradient,) = torch.autograd.grad(outputs.sum(1).square().sum(), strided)
+    (reference,) = torch.autograd.grad(expected.sum(1).square().sum(), case.projected)
+    assert torch.equal(gradient, reference)
 
 
 def test_gradients_do_not_depend_on_the_order_of_programs():
@@ -222,8 +220,10 @@ def models(kind: str, **changes):
     return plain.to(DEVICE), fast.to(DEVICE)
 
 
-def systems():
-    return batch(ZOO, torch.float32).to(DEVICE)
+def systems() -> Systems:
+    cpu = batch(ZOO, torch.float32)
+    moved = {name: value.to(DEVICE) for name, value in vars(cpu).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(cpu, **moved)
 
 
 def gradients(model) -> dict[str, torch.Tensor]:

@@ -88,42 +88,42 @@ def build_mixing(config: BackboneConfig, graph: Graph, *, training: bool, twice:
     Raises:
         ConfigError: The kernel is demanded where it cannot run.
     """
+    direction_NK3 = graph.direction_NK3
     # Neither random numbers nor a second derivative are to be had from the kernel.
     needs_torch = twice or (training and config.atten_dropout > 0.0)
-    if not needs_torch and wants_kernel(config, graph.direction_NK3):
-        count_N = graph.mask_NK.sum(dim=1, dtype=torch.int32)
-        return KernelMixing(direction_NK3=graph.direction_NK3, count_N=count_N)
-    return TorchMixing(cosines_NKK=angle_cosines(graph.direction_NK3), mask_NK=graph.mask_NK)
+    if not needs_torch and wants_kernel(config, direction_NK3.device, direction_NK3.dtype):
+        return KernelMixing(direction_NK3=direction_NK3, count_N=graph.mask_NK.sum(dim=1, dtype=torch.int32))
+    return TorchMixing(cosines_NKK=angle_cosines(direction_NK3), mask_NK=graph.mask_NK)
 
 
-def wants_kernel(config: BackboneConfig, direction_NK3: Tensor) -> bool:
-    """Whether the settings ask for the kernel with a batch on that device and of that dtype.
+def wants_kernel(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the settings ask for the kernel where batches are on that device and geometry is of that dtype.
 
     Raises:
         ConfigError: They demand it, and it cannot run there.
     """
     if config.attention_kernel == "auto":
-        return direction_NK3.device.type == "cuda" and obstacle(config, direction_NK3) is None
+        return device.type == "cuda" and obstacle(config, device, dtype) is None
     if config.attention_kernel == "torch":
         return False
-    problem = obstacle(config, direction_NK3)
+    problem = obstacle(config, device, dtype)
     if problem is not None:
-        raise ConfigError(f"attention_kernel: 'triton' cannot run, {problem}; or set it to 'auto' or 'torch'")
+        raise ConfigError(f"attention_kernel: 'triton' cannot run, {problem}, or set attention_kernel: auto")
     return True
 
 
-def obstacle(config: BackboneConfig, direction_NK3: Tensor) -> str | None:
-    """What keeps the kernel from running on such a batch, and the remedy; None if nothing does."""
+def obstacle(config: BackboneConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps the kernel from running there, and the remedy; None if nothing does."""
     if not HAS_TRITON:
-        return "triton is not installed: install it (pip install triton)"
+        return "triton is not installed: pip install triton"
     # Triton's interpreter runs kernels on the CPU, slowly: to test them.
-    if direction_NK3.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"it needs a CUDA device and the batch is on {direction_NK3.device.type!r}: use a GPU"
-    if direction_NK3.dtype not in DTYPES:
-        return f"it has no {direction_NK3.dtype}: use float32, bf16 or fp16"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"it is for CUDA devices and the batch is on {device.type!r}: use a GPU"
+    if dtype not in DTYPES:
+        return f"it does not compute in {dtype}: use float32"
     if config.max_neighbors > MAX_SLOTS:
-        return f"it takes {MAX_SLOTS} neighbours at most and max_neighbors is {config.max_neighbors}: lower that"
+        return f"max_neighbors is {config.max_neighbors} and it takes {MAX_SLOTS} at most: lower it"
     width = config.hidden_size // config.atten_num_heads
     if width > MAX_WIDTH:
-        return f"it takes heads {MAX_WIDTH} wide at most and theirs is {width}: raise atten_num_heads"
+        return f"heads are {width} wide and it takes {MAX_WIDTH} at most: raise atten_num_heads"
     return None
