@@ -34,6 +34,23 @@ def _load(
 
 
 @triton.jit
+def _load_head(
+    start: tl.tensor,
+    rows: tl.tensor,
+    stride: tl.tensor,
+    used: tl.tensor,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> tl.tensor:
+    """Queries, keys and values of one head."""
+    query = _load(start, rows, stride, used, WIDTH, COLUMNS)
+    key = _load(start + HEADS * WIDTH, rows, stride, used, WIDTH, COLUMNS)
+    value = _load(start + 2 * HEADS * WIDTH, rows, stride, used, WIDTH, COLUMNS)
+    return query, key, value
+
+
+@triton.jit
 def _store(
     start: tl.tensor,
     values: tl.tensor,
@@ -62,6 +79,23 @@ def _cosines(directions: tl.tensor, rows: tl.tensor, used: tl.tensor) -> tl.tens
     y = _component(directions + 1, rows, used)
     z = _component(directions + 2, rows, used)
     return x[:, None] * x[None, :] + y[:, None] * y[None, :] + z[:, None] * z[None, :]
+
+
+@triton.jit
+def _store_direction_gradient(
+    start: tl.tensor,
+    cosine_gradient: tl.tensor,
+    directions: tl.tensor,
+    rows: tl.tensor,
+    used: tl.tensor,
+    slots: tl.tensor,
+) -> None:
+    """Write the gradient of all slots' unit vectors; every cosine depends on two of them."""
+    for axis in tl.static_range(3):
+        component = _component(directions + axis, rows, used)
+        as_query = tl.sum(cosine_gradient * component[None, :], 1)
+        as_key = tl.sum(cosine_gradient * component[:, None], 0)
+        tl.store(start + axis + 3 * rows, as_query + as_key, mask=rows < slots)
 
 
 @triton.jit
@@ -99,9 +133,7 @@ def attend(
     rows = tl.arange(0, ROWS)
     used = rows < tl.load(counts + atom)
     start = projected + atom * atom_stride + head * WIDTH
-    query = _load(start, rows, slot_stride, used, WIDTH, COLUMNS)
-    key = _load(start + HEADS * WIDTH, rows, slot_stride, used, WIDTH, COLUMNS)
-    value = _load(start + 2 * HEADS * WIDTH, rows, slot_stride, used, WIDTH, COLUMNS)
+    query, key, value = _load_head(start, rows, slot_stride, used, HEADS, WIDTH, COLUMNS)
     logits = _product(query, tl.trans(key), PRECISION, WIDEN) * inverse_root
     if HAS_ANGLES:
         logits += tl.load(scale).to(tl.float32) * _cosines(directions + atom * slots * 3, rows, used)
@@ -145,9 +177,7 @@ def attend_backward(
     rows = tl.arange(0, ROWS)
     used = rows < tl.load(counts + atom)
     start = projected + atom * atom_stride + head * WIDTH
-    query = _load(start, rows, slot_stride, used, WIDTH, COLUMNS)
-    key = _load(start + HEADS * WIDTH, rows, slot_stride, used, WIDTH, COLUMNS)
-    value = _load(start + 2 * HEADS * WIDTH, rows, slot_stride, used, WIDTH, COLUMNS)
+    query, key, value = _load_head(start, rows, slot_stride, used, HEADS, WIDTH, COLUMNS)
     start_gradient = gradient + atom * gradient_atom_stride + head * WIDTH
     upstream = _load(start_gradient, rows, gradient_slot_stride, used, WIDTH, COLUMNS)
 
@@ -163,14 +193,9 @@ def attend_backward(
     if HAS_ANGLES:
         tl.store(scale_gradients + program, tl.sum(tl.sum(logit_gradient * cosines, 1), 0))
         if MOVES:
-            factor = tl.load(scale).to(tl.float32)
-            for axis in tl.static_range(3):
-                component = _component(start_directions + axis, rows, used)
-                # Every cosine depends on two unit vectors.
-                as_query = tl.sum(logit_gradient * component[None, :], 1)
-                as_key = tl.sum(logit_gradient * component[:, None], 0)
-                start_moved = direction_gradients + program * slots * 3 + axis
-                tl.store(start_moved + 3 * rows, factor * (as_query + as_key), mask=rows < slots)
+            cosine_gradient = tl.load(scale).to(tl.float32) * logit_gradient
+            start_moved = direction_gradients + program * slots * 3
+            _store_direction_gradient(start_moved, cosine_gradient, start_directions, rows, used, slots)
 
     stride = 3 * HEADS * WIDTH
     start_out = projected_gradient + atom * slots * stride + head * WIDTH
