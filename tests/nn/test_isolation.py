@@ -11,7 +11,8 @@ import escaip_fairchem
 
 PROGRAM = """
 import sys
-for name in ("fairchem", "torch_geometric", "torch_scatter", "torch_sparse", "ase", "lmdb", "yaml", "matplotlib"):
+for name in ("fairchem", "torch_geometric", "torch_scatter", "torch_sparse", "ase", "lmdb", "yaml", "matplotlib",
+             "triton"):
     sys.modules[name] = None
 import torch
 from escaip_fairchem.testing import KINDS, batch, structures, tiny_predictor

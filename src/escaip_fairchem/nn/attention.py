@@ -101,12 +101,9 @@ class NeighborhoodAttention(nn.Module):
         Returns:
             Shape (N, K, H). Rows of empty slots are finite and without meaning.
         """
-        update_NKH: Tensor = self.out_projection(self.mix(messages_NKH, cosines_NKK, mask_NK))
+        mixed_NKH = self.mix_projected(self.in_projection(messages_NKH), cosines_NKK, mask_NK)
+        update_NKH: Tensor = self.out_projection(mixed_NKH)
         return update_NKH
-
-    def mix(self, messages_NKH: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
-        """The same but for the projection at the end."""
-        return self.mix_projected(self.in_projection(messages_NKH), cosines_NKK, mask_NK)
 
     def mix_projected(self, projected_NKJ: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
         """The attention itself: queries, keys and values side by side, shape (N, K, 3 H), to (N, K, H)."""

@@ -23,6 +23,7 @@ from escaip_fairchem.nn.normalization import NORMALIZATIONS
 ConfigT = TypeVar("ConfigT")
 
 EXECUTIONS = ("fast", "plain")
+ATTENTION_KERNELS = ("auto", "triton", "torch")
 
 # Keys of the original that have no meaning here, each with the reason that a warning gives.
 OBSOLETE_KEYS = {
@@ -59,7 +60,7 @@ class BackboneConfig:
         node_direction_embedding_size: Width of embedded bond-orientational orders.
         atom_embedding_size: Width of an element embedding.
         use_angle_embedding: Whether attention is biased by the angles between edges.
-        atten_name: Implementation of attention.
+        atten_name: Implementation of attention in PyTorch.
         energy_reduce: How atomic energies become an energy.
         ffn_hidden_layer_multiplier: Hidden width of the blocks' feed-forward layers, in units of H.
         readout_hidden_layer_multiplier: The same for readouts.
@@ -69,6 +70,10 @@ class BackboneConfig:
         stochastic_depth_prob: Chance that a structure skips a residual branch in training.
         execution: ``fast`` computes with less work, ``plain`` as the equations are written; the same to rounding.
         distance_table: Whether the fast path reads what depends on distances alone from tables at inference.
+        attention_kernel: What the fast path attends with: ``torch`` is what ``atten_name`` says, ``triton`` is a kernel
+            for GPUs, ``auto`` the kernel wherever it can run. The kernel is never used where it cannot compute the
+            same: in training with ``atten_dropout``, and in training on forces that are derivatives. It is tested by
+            Triton's interpreter and becomes the default when it has been measured on GPUs.
     """
 
     hidden_size: int
@@ -100,6 +105,7 @@ class BackboneConfig:
     stochastic_depth_prob: float = 0.0
     execution: str = "fast"
     distance_table: bool = True
+    attention_kernel: str = "torch"
 
     def __post_init__(self) -> None:
         check_choices(
@@ -110,6 +116,7 @@ class BackboneConfig:
             atten_name=ATTENTION_FUNCTIONS,
             energy_reduce=ENERGY_REDUCTIONS,
             execution=EXECUTIONS,
+            attention_kernel=ATTENTION_KERNELS,
         )
         for name in _POSITIVE:
             if getattr(self, name) <= 0:

@@ -15,6 +15,7 @@ from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
 from escaip_fairchem.nn.fast.distances import BasisTerms, DistanceTerms, without_underflow
 from escaip_fairchem.nn.fast.inference import infer
+from escaip_fairchem.nn.fast.mixing import build_mixing
 from escaip_fairchem.nn.fast.recorded import record
 from escaip_fairchem.nn.fast.tables import TableKeeper
 from escaip_fairchem.nn.fast.terms import Inputs
@@ -97,11 +98,13 @@ class Backbone(nn.Module):
 
     def fast(self, graph: Graph, parameter_gradients: bool) -> Features:
         """Compute the same with less work, see :mod:`escaip_fairchem.nn.fast`."""
+        # Training on forces that are derivatives differentiates twice.
+        twice = self.config.is_conservative and parameter_gradients
         with full_precision(graph.distance_NK.device):
             inputs = Inputs(
                 graph=graph,
                 order_NL=self.bond_orientational_order(graph),
-                cosines_NKK=angle_cosines(graph.direction_NK3),
+                mixing=build_mixing(self.config, graph, training=self.training, twice=twice),
                 distances=self.distance_terms(graph, parameter_gradients),
             )
         compute = record if torch.is_grad_enabled() or self.training else infer

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from escaip_fairchem.nn.fast.mixing import Mixing
 from escaip_fairchem.nn.fast.products import accumulate
 from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum, at_least_float32
 from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
@@ -166,11 +167,11 @@ class Attention:
         self.query_bias, _, value_bias = attention.in_projection.bias.chunk(3)
         self.out_weight, self.out_bias = out.weight, functional.linear(value_bias, out.weight, out.bias)
 
-    def mix(self, messages_CKH: Tensor, cosines_CKK: Tensor, mask_CK: Tensor) -> Tensor:
+    def mix(self, messages_CKH: Tensor, mixing: Mixing, atoms: slice) -> Tensor:
         """Attend; shape (E, H), before the output's projection and without the values' bias."""
         projected_CKJ = functional.linear(messages_CKH, self.attention.in_projection.weight)
         projected_CKJ[..., : len(self.query_bias)] += self.query_bias
-        return self.attention.mix_projected(projected_CKJ, cosines_CKK, mask_CK).flatten(0, 1)
+        return mixing.mix(self.attention, projected_CKJ, atoms).flatten(0, 1)
 
     def add_to(self, total: Tensor, mixed: Tensor) -> Tensor:
         """Project what :meth:`mix` gave, or its mean, and add it, in place."""
@@ -221,9 +222,7 @@ def block_states(
     readout = None if stream is None else edge_readout(stream, depth)
     means = []
     for chunk in chunks:
-        mixed_EH = attention.mix(
-            terms.messages(depth, chunk.atoms), inputs.cosines_NKK[chunk.atoms], inputs.graph.mask_NK[chunk.atoms]
-        )
+        mixed_EH = attention.mix(terms.messages(depth, chunk.atoms), inputs.mixing, chunk.atoms)
         means.append(chunk.mean(mixed_EH))
         if stream is not None and branch is not None and readout is not None:
             attention.add_to(stream.state(chunk), mixed_EH)

@@ -90,7 +90,7 @@ def block_state(block: AttentionBlock, state: State, inputs: Inputs, depth: int,
     """Update node and edge states."""
     graph, attention = inputs.graph, block.graph_attention.attention
     terms = MessageTerms(block.graph_attention, residual.normed(block.attention_norm, state.node_NH), inputs)
-    mixed_NKH = attention.mix(terms.messages(depth, ALL), inputs.cosines_NKK, graph.mask_NK)
+    mixed_NKH = inputs.mixing.mix(attention, attention.in_projection(terms.messages(depth, ALL)), ALL)
     # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
     update_NH = attention.out_projection(mean_over_slots(mixed_NKH, graph.mask_NK))
     node_NH = state.node_NH + block.drop(update_NH, graph)

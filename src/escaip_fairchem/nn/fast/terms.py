@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from escaip_fairchem.nn.fast.distances import DistanceTerms
+from escaip_fairchem.nn.fast.mixing import Mixing
 from escaip_fairchem.nn.fast.products import accumulate, gather_pairs
 
 if TYPE_CHECKING:
@@ -27,13 +28,13 @@ class Inputs:
     Attributes:
         graph: The neighbourhoods.
         order_NL: Bond-orientational order, shape (N, lmax + 1).
-        cosines_NKK: Cosines between the edges of an atom, shape (N, K, K).
+        mixing: How the edges of an atom attend to each other.
         distances: The distance terms of all layers.
     """
 
     graph: Graph
     order_NL: Tensor
-    cosines_NKK: Tensor
+    mixing: Mixing
     distances: DistanceTerms
 
 
