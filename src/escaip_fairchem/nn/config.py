@@ -28,8 +28,8 @@ EXECUTIONS = ("fast", "plain")
 OBSOLETE_KEYS = {
     "batch_size": "any batch size runs",
     "max_num_nodes_per_batch": "any number of atoms runs",
-    "use_compile": "compilation is not a property of the model",
-    "use_padding": "batches are not padded to a fixed size",
+    "use_compile": "the key compile switches compilation on",
+    "use_padding": "batches are padded where the key compile or cuda_graphs needs it",
     "use_pbc_single": "every structure always uses its own periodicity",
     "enforce_max_neighbors_strictly": "a neighbourhood never holds more than max_neighbors",
 }
@@ -69,6 +69,9 @@ class BackboneConfig:
         stochastic_depth_prob: Chance that a structure skips a residual branch in training.
         execution: ``fast`` computes with less work, ``plain`` as the equations are written; the same to rounding.
         distance_table: Whether the fast path reads what depends on distances alone from tables at inference.
+        compile: Whether the fast path is compiled by torch.compile, once per size of batches (``nn.shapes``). Training
+            of a conservative model, which needs second derivatives, runs uncompiled all the same.
+        cuda_graphs: Whether inference without gradients replays recorded CUDA graphs, one per size of batches.
     """
 
     hidden_size: int
@@ -100,6 +103,8 @@ class BackboneConfig:
     stochastic_depth_prob: float = 0.0
     execution: str = "fast"
     distance_table: bool = True
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         check_choices(
@@ -111,6 +116,9 @@ class BackboneConfig:
             energy_reduce=ENERGY_REDUCTIONS,
             execution=EXECUTIONS,
         )
+        for name in ("compile", "cuda_graphs"):
+            if getattr(self, name) and self.execution != "fast":
+                raise ConfigError(f"{name}: true needs execution: fast, got {self.execution!r}")
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)!r}")

@@ -55,10 +55,13 @@ class Chunk:
         return torch.bmm(self.weights_C1K.to(values_CKH.dtype), values_CKH).squeeze(1)
 
 
-def split(inputs: Inputs, width: int) -> list[Chunk]:
-    """Split a batch into chunks whose edge states, of a width H, have a size that fits the device."""
+def split(inputs: Inputs, width: int, *, unrolled: bool) -> list[Chunk]:
+    """Split a batch into chunks whose edge states, of a width H, have a size that fits the device.
+
+    Where the chunks are unrolled into a list of operations, they are as large as on a GPU: each adds to the list.
+    """
     mask_NK = inputs.graph.mask_NK
-    values = CHUNK_VALUES.get(mask_NK.device.type, CHUNK_VALUES_ELSEWHERE)
+    values = CHUNK_VALUES_ELSEWHERE if unrolled else CHUNK_VALUES.get(mask_NK.device.type, CHUNK_VALUES_ELSEWHERE)
     size = max(values // (width * mask_NK.shape[1]), 1)
     parts = slot_weights(mask_NK, inputs.order_NL.dtype).split(size)
     return [Chunk(i, slice(i * size, i * size + len(part)), part) for i, part in enumerate(parts)]
@@ -157,9 +160,15 @@ class Attention:
         return accumulate(total.add_(self.out_bias), mixed, self.out_weight)
 
 
-def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
-    chunks = split(inputs, backbone.config.hidden_size)
+def infer(backbone: Backbone, inputs: Inputs, *, traced: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream.
+
+    Args:
+        backbone: Whose parameters are used.
+        inputs: What it reads.
+        traced: Whether a compiler writes down what is done here.
+    """
+    chunks = split(inputs, backbone.config.hidden_size, unrolled=traced)
     stream = None
     if backbone.edge_projection is not None:
         stream = EdgeStream(backbone, backbone.edge_projection, len(chunks))

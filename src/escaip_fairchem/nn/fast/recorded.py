@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 ALL = slice(None)
 
 
-def record(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
+def record(backbone: Backbone, inputs: Inputs, *, traced: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream.
+
+    Args:
+        backbone: Whose parameters are used.
+        inputs: What it reads.
+        traced: Whether a compiler writes down what is done here, and makes backward passes of its own.
+    """
     node_projection = DepthwiseProjection(backbone.node_projection)
     node_sum = node_projection.start()
     edge_projection = None if backbone.edge_projection is None else DepthwiseProjection(backbone.edge_projection)
     edge_sum = None if edge_projection is None else edge_projection.start()
     # Training on forces that are derivatives differentiates twice.
-    residual = Residual(once=not backbone.config.is_conservative)
+    residual = Residual(once=not (backbone.config.is_conservative or traced))
     state = input_state(backbone.input_block, inputs, residual)
     for depth, readout in enumerate(backbone.readouts):
         if depth > 0:
