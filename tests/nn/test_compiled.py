@@ -99,14 +99,18 @@ def test_autocast_is_compiled_in():
 
 
 def test_parameters_that_change_are_followed():
-    """In place, by other storage, and as an average that is swapped in."""
-    plain, compiled = pair("direct")
+    """By other storage, as averages are swapped in, and in place."""
+    plain, compiled = pair("energy")
     systems = batch(ZOO, torch.float32)
     with torch.no_grad():
         compiled(systems)
         for model in (plain, compiled):
             for parameter in model.parameters():
                 parameter.data = parameter.data * 1.01
+        compare(plain, compiled, systems)
+        for model in (plain, compiled):
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
         compare(plain, compiled, systems)
     assert len(compiled.backbone._regions) == 1
 
@@ -122,10 +126,13 @@ class Counting:
         return module.forward
 
 
+LARGEST = 36
+
+
 def random_batch(generator: torch.Generator):
-    """One to four structures of one to twelve atoms, some of them isolated, in boxes of different sizes."""
+    """One to three structures of one to twelve atoms, some of them isolated, in boxes of different sizes."""
     found = []
-    for _ in range(int(torch.randint(1, 5, (), generator=generator))):
+    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
         atoms = int(torch.randint(1, 13, (), generator=generator))
         box = 3.0 + 20.0 * float(torch.rand((), generator=generator))
         positions = box * torch.rand(atoms, 3, dtype=torch.float64, generator=generator)
@@ -136,53 +143,60 @@ def random_batch(generator: torch.Generator):
     return batch(found, torch.float32)
 
 
+def warm_up(model) -> None:
+    """Show a model every size that random batches have."""
+    generator = torch.Generator().manual_seed(0)
+    for atoms in sorted({bucket(size) for size in range(1, LARGEST + 1)}):
+        positions = 20.0 * torch.rand(atoms, 3, generator=generator)
+        model(batch([structures.make([6] * atoms, positions)], torch.float32))
+
+
 @pytest.mark.parametrize("kind", ["direct", "conservative"])
 def test_no_compilation_after_the_warm_up(kind):
     counting = Counting()
     _, model = pair(kind, backend=counting)
     with torch.no_grad():
-        for atoms in {bucket(size) for size in range(1, 49)}:
-            model(batch([structures.make([6] * atoms, 20.0 * torch.rand(atoms, 3))], torch.float32))
+        warm_up(model)
         warm, generator = counting.calls, torch.Generator().manual_seed(0)
-        assert warm == 6
+        assert warm == 5
         sizes = set()
         for _ in range(200):
             systems = random_batch(generator)
             sizes.add((len(systems.numbers_N), systems.num_structures))
             model(systems)
     assert counting.calls == warm
-    assert len(sizes) > 50
+    assert len(sizes) > 40
 
 
 def test_no_compilation_after_the_warm_up_in_training():
     counting = Counting()
-    _, model = pair("direct", backend=counting, stochastic_depth_prob=0.2, mlp_dropout=0.1)
+    _, model = pair("energy", backend=counting, stochastic_depth_prob=0.2, mlp_dropout=0.1)
     model.train()
-    generator = torch.Generator().manual_seed(0)
-    calls = []
+    warm_up(model)
+    warm, generator = counting.calls, torch.Generator().manual_seed(0)
+    assert warm == 5
     for _ in range(60):
-        model(random_batch(generator))["forces"].sum().backward()
-        calls.append(counting.calls)
-    assert calls[-1] == len(model.backbone._regions) <= 6
-    assert calls[-1] == calls[30]
+        model(random_batch(generator))["energy"].sum().backward()
+    assert counting.calls == warm
 
 
 def test_dropout_is_drawn_anew():
-    _, compiled = pair("direct", mlp_dropout=0.3, atten_dropout=0.3, stochastic_depth_prob=0.5)
+    _, compiled = pair("energy", mlp_dropout=0.3, atten_dropout=0.3, stochastic_depth_prob=0.5)
     compiled.train()
     systems = batch(ZOO, torch.float32)
-    assert relative_error(compiled(systems)["forces"], compiled(systems)["forces"]) > 1e-3
+    assert relative_error(compiled(systems)["energy"], compiled(systems)["energy"]) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler for the CPU")
 def test_the_default_compiler():
-    plain, compiled = pair("direct", backend="inductor")
+    plain, compiled = pair("energy", backend="inductor")
     with torch.no_grad():
         compare(plain, compiled, batch(ZOO, torch.float32))
 
 
 def test_compiled_code_is_no_part_of_the_model():
-    plain, compiled = pair("direct")
+    plain, compiled = pair("energy", backend=Counting())
     with torch.no_grad():
         compiled(batch(ZOO, torch.float32))
     assert list(compiled.state_dict()) == list(plain.state_dict())

@@ -20,8 +20,9 @@ STEPS_PER_DOUBLING = 8
 
 def bucket(size: int) -> int:
     """The smallest allowed number of rows that is not below a size."""
-    step = max(SMALLEST_STEP, 2 ** (max(size, 1).bit_length() - 1) // STEPS_PER_DOUBLING)
-    return -(-max(size, 1) // step) * step
+    step = max(SMALLEST_STEP, (1 << max(size, 1).bit_length() - 1) // STEPS_PER_DOUBLING)
+    rows: int = -(-max(size, 1) // step) * step
+    return rows
 
 
 def pad_graph(graph: Graph, max_neighbors: int) -> Graph:

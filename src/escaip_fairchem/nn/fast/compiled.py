@@ -23,6 +23,8 @@ from escaip_fairchem.nn.recent import RecentlyUsed
 if TYPE_CHECKING:
     from escaip_fairchem.nn.model import Backbone
 
+aten = torch.ops.aten  # type: ignore[attr-defined]  # public, but not declared so
+
 MAX_REGIONS = 128
 """Shapes whose code is kept: several octaves of batch sizes in a few modes."""
 
@@ -36,7 +38,6 @@ class Compute(Protocol):
     def __call__(self, backbone: Backbone, inputs: Inputs, *, traced: bool = False) -> Outputs:
         """Compute node and edge features."""
         ...
-
 
 
 def pass_key(backbone: Backbone, inputs: Inputs) -> Hashable:
@@ -135,11 +136,11 @@ def widen_sums(traced: fx.GraphModule) -> None:
 
     The compiler of torch 2.4 merges a sum into a matrix product even if their precisions differ, which then fails.
     """
-    for node in traced.graph.find_nodes(op="call_function", target=torch.ops.aten.add.Tensor):
+    for node in traced.graph.find_nodes(op="call_function", target=aten.add.Tensor):
         for term in node.args[:2]:
             dtype = node.meta["val"].dtype
             if isinstance(term, fx.Node) and term.meta["val"].dtype != dtype:
                 with traced.graph.inserting_before(node):
-                    wide = traced.graph.call_function(torch.ops.aten._to_copy.default, (term,), {"dtype": dtype})
+                    wide = traced.graph.call_function(aten._to_copy.default, (term,), {"dtype": dtype})
                 node.replace_input_with(term, wide)
     traced.recompile()

@@ -19,8 +19,16 @@ from torch.nn import functional
 
 from escaip_fairchem.nn.fast.products import accumulate
 from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum
-from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
+from escaip_fairchem.nn.fast.terms import (
+    Inputs,
+    MessageTerms,
+    attribute_terms,
+    embedded_edges,
+    mean_over_slots,
+    slot_weights,
+)
 from escaip_fairchem.nn.normalization import RMSNorm
+from escaip_fairchem.nn.precision import at_least_float32
 
 if TYPE_CHECKING:
     from escaip_fairchem.nn.attention import NeighborhoodAttention
@@ -52,7 +60,7 @@ class Chunk:
     def mean(self, values_EH: Tensor) -> Tensor:
         """Mean over the used slots, shape (C, H); values of empty slots are finite."""
         values_CKH = values_EH.view(self.weights_C1K.shape[0], -1, values_EH.shape[-1])
-        return torch.bmm(self.weights_C1K.to(values_CKH.dtype), values_CKH).squeeze(1)
+        return mean_over_slots(values_CKH, self.weights_C1K)
 
 
 def split(inputs: Inputs, width: int, *, unrolled: bool) -> list[Chunk]:
@@ -124,10 +132,10 @@ class Branch:
 
     def _normed(self, inputs_EH: Tensor) -> Tensor:
         if isinstance(self.norm, RMSNorm):
-            wide = inputs_EH if inputs_EH.dtype == torch.float64 else inputs_EH.float()
-            mean_square_E1 = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / inputs_EH.shape[-1]
+            norm_E1 = torch.linalg.vector_norm(at_least_float32(inputs_EH), dim=-1, keepdim=True)
+            mean_square_E1 = norm_E1.square_() / inputs_EH.shape[-1]
             scale_E1: Tensor = torch.rsqrt(mean_square_E1 + self.norm.EPSILON)
-            return inputs_EH * scale_E1.to(inputs_EH.dtype)
+            return (inputs_EH * scale_E1).to(inputs_EH.dtype)
         if isinstance(self.norm, nn.LayerNorm):
             return functional.layer_norm(inputs_EH, self.norm.normalized_shape, eps=self.norm.eps)
         return inputs_EH
