@@ -126,13 +126,13 @@ class Counting:
         return module.forward
 
 
-LARGEST = 36
+LARGEST = 24
 
 
 def random_batch(generator: torch.Generator):
-    """One to three structures of one to twelve atoms, some of them isolated, in boxes of different sizes."""
+    """One or two structures of one to twelve atoms, some of them isolated, in boxes of different sizes."""
     found = []
-    for _ in range(int(torch.randint(1, 4, (), generator=generator))):
+    for _ in range(int(torch.randint(1, 3, (), generator=generator))):
         atoms = int(torch.randint(1, 13, (), generator=generator))
         box = 3.0 + 20.0 * float(torch.rand((), generator=generator))
         positions = box * torch.rand(atoms, 3, dtype=torch.float64, generator=generator)
@@ -158,14 +158,14 @@ def test_no_compilation_after_the_warm_up(kind):
     with torch.no_grad():
         warm_up(model)
         warm, generator = counting.calls, torch.Generator().manual_seed(0)
-        assert warm == 5
+        assert warm == 3
         sizes = set()
         for _ in range(200):
             systems = random_batch(generator)
             sizes.add((len(systems.numbers_N), systems.num_structures))
             model(systems)
     assert counting.calls == warm
-    assert len(sizes) > 40
+    assert len(sizes) > 25
 
 
 def test_no_compilation_after_the_warm_up_in_training():
@@ -174,7 +174,7 @@ def test_no_compilation_after_the_warm_up_in_training():
     model.train()
     warm_up(model)
     warm, generator = counting.calls, torch.Generator().manual_seed(0)
-    assert warm == 5
+    assert warm == 3
     for _ in range(60):
         model(random_batch(generator))["energy"].sum().backward()
     assert counting.calls == warm

@@ -139,8 +139,9 @@ def angle_cosines(direction_NK3: Tensor) -> Tensor:
         Shape (N, K, K).
     """
     # No matrix product: where TF32 is allowed, one in the backward pass would round the forces' geometry.
-    products = [axis_NK.unsqueeze(2) * axis_NK.unsqueeze(1) for axis_NK in direction_NK3.unbind(-1)]
-    return products[0] + products[1] + products[2]
+    x_NK, y_NK, z_NK = direction_NK3.unbind(-1)
+    cosines_NKK = torch.addcmul(x_NK.unsqueeze(2) * x_NK.unsqueeze(1), y_NK.unsqueeze(2), y_NK.unsqueeze(1))
+    return torch.addcmul(cosines_NKK, z_NK.unsqueeze(2), z_NK.unsqueeze(1))
 
 
 def masked_sum(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:
