@@ -9,6 +9,7 @@ from escaip_fairchem.nn.activations import ACTIVATIONS
 from escaip_fairchem.nn.basis import DISTANCE_FUNCTIONS, GaussianBasis
 from escaip_fairchem.nn.fast import inference
 from escaip_fairchem.nn.fast.distances import without_underflow
+from escaip_fairchem.nn.fast.flatten import tensors_in
 from escaip_fairchem.nn.fast.rmsnorm import _RMSNorm, rms_norm
 from escaip_fairchem.nn.normalization import RMSNorm
 from escaip_fairchem.testing import KINDS, batch, relative_error, structures, tiny_predictor
@@ -155,7 +156,8 @@ def kept_bytes(model, systems) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         model(systems)
-    parameters = {parameter.data_ptr() for parameter in model.parameters()}
+    constants = (*model.parameters(), *tensors_in(model.backbone._table_keeper._tables))
+    parameters = {tensor.data_ptr() for tensor in constants}
     return sum(t.numel() * t.element_size() for pointer, t in kept.items() if pointer not in parameters)
 
 

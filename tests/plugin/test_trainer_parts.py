@@ -20,6 +20,7 @@ from trainer_cases import TinyModel
 import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, ConfigError, NonFiniteError
 from escaip_fairchem.nn.initialization import parameters_without_decay
+from escaip_fairchem.nn.precision import tf32, tf32_is_allowed
 from escaip_fairchem.plugin.samples import SampleNames, describe_sample
 from escaip_fairchem.plugin.trainer.amp import Precision, at_least_float32
 from escaip_fairchem.plugin.trainer.ema import WeightSwap, adopt_average, check_average
@@ -69,10 +70,24 @@ def test_precision_follows_the_settings(optim: dict[str, Any], amp: bool, name: 
     precision = Precision.from_settings(optim, amp=amp)
     assert precision.name == name
     assert (precision.grad_scaler(CPU) is not None) == (name == "fp16")
-    with precision.autocast(CPU):
+    with precision.forward(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
     assert at_least_float32(product).dtype == torch.float32
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tf32_holds_for_a_pass_alone(allowed: bool) -> None:
+    precision = Precision.from_settings({"tf32": allowed}, amp=False)
+    with tf32(not allowed):
+        for scope in (precision.forward(CPU), precision.backward()):
+            with pytest.raises(KeyError), scope:
+                assert tf32_is_allowed() == allowed
+                raise KeyError
+            assert tf32_is_allowed() != allowed
+    assert not Precision.from_settings({}, amp=False).tf32
+    with pytest.raises(ConfigError, match=r"optim\.tf32: 'yes' is neither true nor false"):
+        Precision.from_settings({"tf32": "yes"}, amp=False)
 
 
 def test_an_unknown_precision_is_an_error() -> None:

@@ -55,6 +55,8 @@ VARIANTS: dict[str, Variant] = {
     "fast-no-table": Variant(settings={"execution": "fast", "distance_table": False}),
     "tf32": Variant(precision="tf32"),
     "bf16": Variant(precision="bf16"),
+    "compiled": Variant(settings={"compile": True}),
+    "bf16-compiled": Variant(settings={"compile": True}, precision="bf16"),
     "plain-tf32": Variant(settings={"execution": "plain", "distance_table": False}, precision="tf32"),
     "plain-bf16": Variant(settings={"execution": "plain", "distance_table": False}, precision="bf16"),
 }
@@ -126,6 +128,7 @@ class Contender:
         predict: From that input to ``energy`` and ``forces``.
         device: Where it runs.
         precision: See :class:`Variant`.
+        is_compiled: Whether it is compiled anew for every size of batches.
     """
 
     module: nn.Module
@@ -133,6 +136,7 @@ class Contender:
     predict: Callable[[Any], dict[str, Tensor]]
     device: str
     precision: str = "fp32"
+    is_compiled: bool = False
 
     @property
     def parameters(self) -> int:
@@ -194,6 +198,7 @@ def _build_escaip(name: ModelName, device: str) -> Contender:
         predict=predictor,
         device=device,
         precision=VARIANTS[name.variant].precision,
+        is_compiled=predictor.config.compile,
     )
 
 

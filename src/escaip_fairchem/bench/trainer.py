@@ -10,7 +10,7 @@ from typing import Any
 
 from escaip_fairchem.bench.cases import Outcome, TrainerCase
 from escaip_fairchem.bench.floors import Floor, escaip_flops_per_atom, model_bytes, weightless
-from escaip_fairchem.bench.models import VARIANTS, NotAvailableError, backbone_config, import_baselines
+from escaip_fairchem.bench.models import VARIANTS, backbone_config, import_baselines
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.passes import warm_libraries
 from escaip_fairchem.bench.tables import Table
@@ -70,8 +70,6 @@ def measure_trainer(case: TrainerCase) -> Outcome:
 def _settings(case: TrainerCase, folder: Path) -> dict[str, Any]:
     """Keyword arguments of the trainer, with the paper's settings for training."""
     precision = VARIANTS[case.variant].precision
-    if precision == "tf32":
-        raise NotAvailableError("the trainer has no setting for tf32")
     return {
         "task": {},
         "model": {"name": "escaip_fairchem.EScAIP", "backbone": asdict(backbone_config(case.name))},
@@ -99,7 +97,8 @@ def _settings(case: TrainerCase, folder: Path) -> dict[str, Any]:
             },
             "clip_grad_norm": 10,
             "ema_decay": 0.999,
-            "amp_dtype": precision,
+            "amp_dtype": "fp32" if precision == "tf32" else precision,
+            "tf32": precision == "tf32",
             "checkpoint_every": 10**9,
             "eval_every": 10**9,
         },

@@ -59,8 +59,8 @@ class SiLUBasis(nn.Module):
 
     def forward(self, distance_NK: Tensor) -> Tensor:
         """Expand distances (Å) of shape (N, K) to (N, K, G)."""
-        inputs = torch.stack((distance_NK, torch.ones_like(distance_NK)), dim=-1)
-        return nn.functional.silu(self.affine(inputs))
+        slope_G, offset_G = self.affine.weight.unbind(dim=1)
+        return nn.functional.silu(distance_NK.unsqueeze(-1) * slope_G + (offset_G + self.affine.bias))
 
 
 DISTANCE_FUNCTIONS = ("gaussian", "linearsigmoid", "sigmoid", "silu")
@@ -138,7 +138,10 @@ def angle_cosines(direction_NK3: Tensor) -> Tensor:
     Returns:
         Shape (N, K, K).
     """
-    return direction_NK3 @ direction_NK3.transpose(-1, -2)
+    # No matrix product: where TF32 is allowed, one in the backward pass would round the forces' geometry.
+    x_NK, y_NK, z_NK = direction_NK3.unbind(-1)
+    cosines_NKK = torch.addcmul(x_NK.unsqueeze(2) * x_NK.unsqueeze(1), y_NK.unsqueeze(2), y_NK.unsqueeze(1))
+    return torch.addcmul(cosines_NKK, z_NK.unsqueeze(2), z_NK.unsqueeze(1))
 
 
 def masked_sum(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:

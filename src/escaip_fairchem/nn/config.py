@@ -29,8 +29,8 @@ ATTENTION_KERNELS = ("auto", "triton", "torch")
 OBSOLETE_KEYS = {
     "batch_size": "any batch size runs",
     "max_num_nodes_per_batch": "any number of atoms runs",
-    "use_compile": "compilation is not a property of the model",
-    "use_padding": "batches are not padded to a fixed size",
+    "use_compile": "the key compile switches compilation on",
+    "use_padding": "batches are padded where the key compile or cuda_graphs needs it",
     "use_pbc_single": "every structure always uses its own periodicity",
     "enforce_max_neighbors_strictly": "a neighbourhood never holds more than max_neighbors",
 }
@@ -74,6 +74,9 @@ class BackboneConfig:
             for GPUs, ``auto`` the kernel wherever it can run. The kernel is never used where it cannot compute the
             same: in training with ``atten_dropout``, and in training on forces that are derivatives. It is tested by
             Triton's interpreter and becomes the default when it has been measured on GPUs.
+        compile: Whether the fast path is compiled by torch.compile, once per size of batches (``nn.shapes``). Training
+            of a conservative model, which needs second derivatives, runs uncompiled all the same.
+        cuda_graphs: Whether inference without gradients replays recorded CUDA graphs, one per size of batches.
     """
 
     hidden_size: int
@@ -106,6 +109,8 @@ class BackboneConfig:
     execution: str = "fast"
     distance_table: bool = True
     attention_kernel: str = "torch"
+    compile: bool = False
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         check_choices(
@@ -118,6 +123,9 @@ class BackboneConfig:
             execution=EXECUTIONS,
             attention_kernel=ATTENTION_KERNELS,
         )
+        for name in ("compile", "cuda_graphs"):
+            if getattr(self, name) and self.execution != "fast":
+                raise ConfigError(f"{name}: true needs execution: fast, got {self.execution!r}")
         for name in _POSITIVE:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)!r}")

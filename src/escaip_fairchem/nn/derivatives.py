@@ -34,11 +34,19 @@ def make_differentiable(systems: Systems) -> StrainedSystems:
     positions_N3 = systems.positions_N3.detach().clone().requires_grad_(True)
     strain_B33 = torch.zeros_like(systems.cell_B33).requires_grad_(True)
     symmetric_B33 = 0.5 * (strain_B33 + strain_B33.transpose(-1, -2))
-    moved_N3 = positions_N3 + torch.einsum("ni,nij->nj", positions_N3, symmetric_B33[systems.structure_N])
-    cell_B33 = systems.cell_B33 + systems.cell_B33 @ symmetric_B33
+    moved_N3 = positions_N3 + _strained(positions_N3, symmetric_B33[systems.structure_N])
+    cell_B33 = systems.cell_B33 + _strained(systems.cell_B33, symmetric_B33.unsqueeze(1))
     return StrainedSystems(
         systems=systems.with_geometry(moved_N3, cell_B33), positions_N3=positions_N3, strain_B33=strain_B33
     )
+
+
+def _strained(vectors: Tensor, strain: Tensor) -> Tensor:
+    """``v ε`` for row vectors (..., 3) and strains (..., 3, 3).
+
+    No matrix product, whose backward pass would be rounded where TF32 is allowed.
+    """
+    return (vectors.unsqueeze(-1) * strain).sum(dim=-2)
 
 
 def energy_derivatives(energy_B1: Tensor, strained: StrainedSystems, *, create_graph: bool) -> tuple[Tensor, Tensor]:

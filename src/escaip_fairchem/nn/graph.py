@@ -74,5 +74,6 @@ def edge_vectors(systems: Systems, neighborhoods: Neighborhoods) -> Tensor:
     """Vectors from sender to receiver, ``r_i − (r_j + shift · cell)``, in Å, shape (N, K, 3)."""
     positions_N3 = systems.positions_N3
     shift_NK3 = neighborhoods.shift_NK3.to(positions_N3.dtype)
-    offset_NK3 = shift_NK3 @ systems.cell_B33[systems.structure_N]
+    # No matrix products, whose backward pass would be rounded where TF32 is allowed.
+    offset_NK3 = (shift_NK3.unsqueeze(-1) * systems.cell_B33[systems.structure_N].unsqueeze(1)).sum(dim=-2)
     return positions_N3.unsqueeze(1) - positions_N3[neighborhoods.sender_NK] - offset_NK3

@@ -15,7 +15,7 @@ from escaip_fairchem.errors import ConfigError, nearest
 from escaip_fairchem.nn.basis import masked_mean, masked_sum
 from escaip_fairchem.nn.graph import Graph
 from escaip_fairchem.nn.layers import FeedForward
-from escaip_fairchem.nn.precision import full_precision
+from escaip_fairchem.nn.precision import at_least_float32, full_precision
 from escaip_fairchem.nn.systems import structure_mean, structure_sum
 
 ENERGY_REDUCTIONS = ("mean", "sum")
@@ -44,9 +44,10 @@ class OutputLayer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (..., size) to (..., out_size), in at least float32."""
-        folded = self.fast and not torch.is_grad_enabled() and not self.training
-        outputs: Tensor = self._folded(inputs) if folded else self.linear(inputs + self.ffn(inputs))
-        return outputs if outputs.dtype == torch.float64 else outputs.float()
+        if self.fast and not torch.is_grad_enabled() and not self.training:
+            return self._folded(inputs)
+        outputs: Tensor = _linear(inputs + self.ffn(inputs), self.linear.weight)
+        return outputs
 
     def _folded(self, inputs: Tensor) -> Tensor:
         """``W x + (W W₂) hidden + W b₂``."""
@@ -56,8 +57,15 @@ class OutputLayer(nn.Module):
         parts = []
         for rows in inputs.flatten(0, -2).split(self.ROWS):
             hidden = self.ffn.dense(rows)
-            parts.append(functional.linear(rows, self.linear.weight, bias) + functional.linear(hidden, weight))
+            parts.append(_linear(rows, self.linear.weight, bias) + _linear(hidden, weight))
         return torch.cat(parts).view(*inputs.shape[:-1], -1)
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer to a few numbers, in at least float32 also under autocast: they are what is predicted."""
+    with full_precision(inputs.device):
+        bias = None if bias is None else at_least_float32(bias)
+        return functional.linear(at_least_float32(inputs), at_least_float32(weight), bias)
 
 
 class EnergyHead(nn.Module):
@@ -151,12 +159,13 @@ class EquivariantRank2Head(nn.Module):
         """Predict the isotropic part (B, 1) and the l = 2 part (B, 5)."""
         weights_NKH = edge_NKH + self.edge_ffn(edge_NKH)
         weights_NKH = weights_NKH.masked_fill(~graph.edge_mask_NK.unsqueeze(-1), 0.0)
+        weights_NKH = at_least_float32(weights_NKH)
         harmonics_NK5 = quadrupole_harmonics(graph.direction_NK3).to(weights_NKH.dtype)
         count_N11 = graph.edge_mask_NK.sum(dim=1).clamp(min=1).reshape(-1, 1, 1)
-        irreps_N5H = harmonics_NK5.transpose(1, 2) @ weights_NKH / count_N11
-        quadrupole_N5 = self.mix(irreps_N5H * torch.sigmoid(self.gate(node_NH)).unsqueeze(1)).squeeze(-1)
-        if quadrupole_N5.dtype != torch.float64:
-            quadrupole_N5 = quadrupole_N5.float()
+        with full_precision(weights_NKH.device):
+            irreps_N5H = harmonics_NK5.transpose(1, 2) @ weights_NKH / count_N11
+        gated_N5H = irreps_N5H * torch.sigmoid(self.gate(node_NH)).unsqueeze(1)
+        quadrupole_N5 = _linear(gated_N5H, self.mix.weight).squeeze(-1)
         return (
             structure_mean(self.scalar_layer(node_NH), graph.structure_N, graph.num_structures),
             structure_mean(quadrupole_N5, graph.structure_N, graph.num_structures),

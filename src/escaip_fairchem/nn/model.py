@@ -12,7 +12,9 @@ from escaip_fairchem.nn.attention import NeighborhoodAttention
 from escaip_fairchem.nn.basis import angle_cosines, bond_orientational_order, build_radial_basis
 from escaip_fairchem.nn.blocks import AttentionBlock, BlockSettings, InputBlock
 from escaip_fairchem.nn.config import BackboneConfig
+from escaip_fairchem.nn.cuda_graphs import CapturedPasses
 from escaip_fairchem.nn.edge_attributes import EdgeAttributeSizes, EdgeFeatures
+from escaip_fairchem.nn.fast.compiled import CompiledRegions, Compute, Pass
 from escaip_fairchem.nn.fast.distances import BasisTerms, DistanceTerms, without_underflow
 from escaip_fairchem.nn.fast.inference import infer
 from escaip_fairchem.nn.fast.mixing import build_mixing
@@ -23,6 +25,7 @@ from escaip_fairchem.nn.graph import Graph
 from escaip_fairchem.nn.initialization import initialize
 from escaip_fairchem.nn.precision import full_precision
 from escaip_fairchem.nn.readout import Projection, Readout
+from escaip_fairchem.nn.shapes import pad_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +65,8 @@ class Backbone(nn.Module):
         self.node_projection = _projection(config)
         self.edge_projection = _projection(config) if has_edge_stream else None
         self._table_keeper = TableKeeper()
+        self._regions = CompiledRegions()
+        self._captures = CapturedPasses()
         initialize(self)
 
     def forward(self, graph: Graph, *, parameter_gradients: bool | None = None) -> Features:
@@ -98,18 +103,30 @@ class Backbone(nn.Module):
 
     def fast(self, graph: Graph, parameter_gradients: bool) -> Features:
         """Compute the same with less work, see :mod:`escaip_fairchem.nn.fast`."""
+        config, is_recorded = self.config, torch.is_grad_enabled() or self.training
+        # Compiled code has no second derivative, which training on forces that are derivatives needs.
+        compiled = config.compile and not (config.is_conservative and parameter_gradients)
+        captured = config.cuda_graphs and not is_recorded
+        atoms, slots = graph.sender_NK.shape
+        if compiled or captured:
+            graph = pad_graph(graph, config.max_neighbors)
+        inputs = self.fast_inputs(graph, parameter_gradients)
+        compute: Compute = record if is_recorded else infer
+        run: Pass = self._regions.compiled(compute) if compiled else compute
+        node_NH, edge_NKH = self._captures(self, inputs, run) if captured else run(self, inputs)
+        return Features(node_NH=node_NH[:atoms], edge_NKH=None if edge_NKH is None else edge_NKH[:atoms, :slots])
+
+    def fast_inputs(self, graph: Graph, parameter_gradients: bool) -> Inputs:
+        """What the fast path's layers read, in full precision also under autocast."""
         # Training on forces that are derivatives differentiates twice.
         twice = self.config.is_conservative and parameter_gradients
         with full_precision(graph.distance_NK.device):
-            inputs = Inputs(
+            return Inputs(
                 graph=graph,
                 order_NL=self.bond_orientational_order(graph),
                 mixing=build_mixing(self.config, graph, training=self.training, twice=twice),
                 distances=self.distance_terms(graph, parameter_gradients),
             )
-        compute = record if torch.is_grad_enabled() or self.training else infer
-        node_NH, edge_NKH = compute(self, inputs)
-        return Features(node_NH=node_NH, edge_NKH=edge_NKH)
 
     def distance_terms(self, graph: Graph, parameter_gradients: bool) -> DistanceTerms:
         """How the fast path gets at what depends on distances alone: by tables where it may, else by the basis."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.errors import ConfigError, nearest
+from escaip_fairchem.nn.precision import at_least_float32
 
 
 class RMSNorm(nn.Module):
@@ -23,9 +24,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise features of shape (..., size); same shape and dtype."""
-        wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+        wide = at_least_float32(inputs)
         scale = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.EPSILON)
-        return (wide * scale).to(inputs.dtype) * self.weight.to(inputs.dtype)
+        return (wide * scale * self.weight).to(inputs.dtype)
 
 
 NORMALIZATIONS = ("layernorm", "none", "rmsnorm", "skip")

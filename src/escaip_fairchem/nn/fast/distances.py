@@ -31,6 +31,10 @@ class DistanceTerms(Protocol):
         """
         ...
 
+    def constants(self) -> list[Tensor]:
+        """The tensors that belong to the parameters and not to the batch."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class BasisTerms:
@@ -47,6 +51,10 @@ class BasisTerms:
         embedded_CKD = reader.edge_attributes.distance_embedding(self.radial_NKG[atoms])
         weight = reader.edge_linear.affine.weight[:, : embedded_CKD.shape[-1]]
         return accumulate(total_CKH, embedded_CKD, weight)
+
+    def constants(self) -> list[Tensor]:
+        """None, see :class:`DistanceTerms`."""
+        return []
 
 
 def without_underflow(radial_NKG: Tensor) -> Tensor:

@@ -19,9 +19,17 @@ from torch.nn import functional
 
 from escaip_fairchem.nn.fast.mixing import Mixing
 from escaip_fairchem.nn.fast.products import accumulate
-from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum, at_least_float32
-from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
+from escaip_fairchem.nn.fast.projection import DepthwiseProjection, ProjectionSum
+from escaip_fairchem.nn.fast.terms import (
+    Inputs,
+    MessageTerms,
+    attribute_terms,
+    embedded_edges,
+    mean_over_slots,
+    slot_weights,
+)
 from escaip_fairchem.nn.normalization import RMSNorm
+from escaip_fairchem.nn.precision import at_least_float32
 
 if TYPE_CHECKING:
     from escaip_fairchem.nn.attention import NeighborhoodAttention
@@ -53,13 +61,16 @@ class Chunk:
     def mean(self, values_EH: Tensor) -> Tensor:
         """Mean over the used slots, shape (C, H); values of empty slots are finite."""
         values_CKH = values_EH.view(self.weights_C1K.shape[0], -1, values_EH.shape[-1])
-        return torch.bmm(self.weights_C1K.to(values_CKH.dtype), values_CKH).squeeze(1)
+        return mean_over_slots(values_CKH, self.weights_C1K)
 
 
-def split(inputs: Inputs, width: int) -> list[Chunk]:
-    """Split a batch into chunks whose edge states, of a width H, have a size that fits the device."""
+def split(inputs: Inputs, width: int, *, unrolled: bool) -> list[Chunk]:
+    """Split a batch into chunks whose edge states, of a width H, have a size that fits the device.
+
+    Where the chunks are unrolled into a list of operations, they are as large as on a GPU: each adds to the list.
+    """
     mask_NK = inputs.graph.mask_NK
-    values = CHUNK_VALUES.get(mask_NK.device.type, CHUNK_VALUES_ELSEWHERE)
+    values = CHUNK_VALUES_ELSEWHERE if unrolled else CHUNK_VALUES.get(mask_NK.device.type, CHUNK_VALUES_ELSEWHERE)
     size = max(values // (width * mask_NK.shape[1]), 1)
     parts = slot_weights(mask_NK, inputs.order_NL.dtype).split(size)
     return [Chunk(i, slice(i * size, i * size + len(part)), part) for i, part in enumerate(parts)]
@@ -142,10 +153,10 @@ class Branch:
 
     def _normed(self, inputs_EH: Tensor) -> Tensor:
         if isinstance(self.norm, RMSNorm):
-            wide = inputs_EH if inputs_EH.dtype == torch.float64 else inputs_EH.float()
-            mean_square_E1 = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / inputs_EH.shape[-1]
+            norm_E1 = torch.linalg.vector_norm(at_least_float32(inputs_EH), dim=-1, keepdim=True)
+            mean_square_E1 = norm_E1.square_() / inputs_EH.shape[-1]
             scale_E1: Tensor = torch.rsqrt(mean_square_E1 + self.norm.EPSILON)
-            return inputs_EH * scale_E1.to(inputs_EH.dtype)
+            return (inputs_EH * scale_E1).to(inputs_EH.dtype)
         if isinstance(self.norm, nn.LayerNorm):
             return functional.layer_norm(inputs_EH, self.norm.normalized_shape, eps=self.norm.eps)
         return inputs_EH
@@ -178,9 +189,15 @@ class Attention:
         return accumulate(total.add_(self.out_bias), mixed, self.out_weight)
 
 
-def infer(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
-    chunks = split(inputs, backbone.config.hidden_size)
+def infer(backbone: Backbone, inputs: Inputs, *, traced: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream.
+
+    Args:
+        backbone: Whose parameters are used.
+        inputs: What it reads.
+        traced: Whether a compiler writes down what is done here.
+    """
+    chunks = split(inputs, backbone.config.hidden_size, unrolled=traced)
     stream = None
     if backbone.edge_projection is not None:
         stream = EdgeStream(backbone, backbone.edge_projection, chunks, inputs.graph.sender_NK.shape[1])

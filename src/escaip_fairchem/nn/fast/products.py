@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from escaip_fairchem.nn.precision import at_least_float32, autocast_dtype
+
 
 def accumulate(total: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
     """``total + inputs · weightᵀ`` with the sum taken inside the matrix product, in the precision of the total.
@@ -37,8 +39,10 @@ def gather_pairs(sender_ND: Tensor, receiver_CD: Tensor, sender_CK: Tensor) -> T
         sender_CK: Their senders, shape (C, K).
 
     Returns:
-        Shape (C, K, D), freshly made.
+        Shape (C, K, D), freshly made. The sums are taken in at least float32, those of the backward pass too, where the
+        gradients of all neighbours meet; under autocast the result is then rounded to its type.
     """
+    sender_ND, receiver_CD = at_least_float32(sender_ND), at_least_float32(receiver_CD)
     gathered = sender_ND.index_select(0, sender_CK.reshape(-1)).view(*sender_CK.shape, -1)
     # In place also where gradients are recorded: neither a gather nor a sum needs its result for them.
-    return gathered.add_(receiver_CD.unsqueeze(1))
+    return gathered.add_(receiver_CD.unsqueeze(1)).to(autocast_dtype(sender_ND.device) or sender_ND.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from escaip_fairchem.nn.fast.products import accumulate
 from escaip_fairchem.nn.normalization import RMSNorm
+from escaip_fairchem.nn.precision import at_least_float32
 from escaip_fairchem.nn.readout import Projection
 
 
@@ -93,8 +94,3 @@ class DepthwiseProjection:
         scale = torch.rsqrt(variance + norm.eps).unsqueeze(-1)
         normed: Tensor = (collected.total + offsets @ column_sums) * scale + linear.weight @ norm.bias
         return normed
-
-
-def at_least_float32(values: Tensor) -> Tensor:
-    """The values in float32 if they were in less."""
-    return values if values.dtype == torch.float64 else values.float()

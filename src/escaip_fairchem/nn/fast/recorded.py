@@ -8,13 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from escaip_fairchem.nn.blocks import State
 from escaip_fairchem.nn.fast.projection import DepthwiseProjection
 from escaip_fairchem.nn.fast.rmsnorm import rms_norm
-from escaip_fairchem.nn.fast.terms import Inputs, MessageTerms, attribute_terms, embedded_edges, slot_weights
+from escaip_fairchem.nn.fast.terms import (
+    Inputs,
+    MessageTerms,
+    attribute_terms,
+    embedded_edges,
+    mean_over_slots,
+    slot_weights,
+)
 from escaip_fairchem.nn.normalization import RMSNorm
 
 if TYPE_CHECKING:
@@ -25,14 +31,20 @@ if TYPE_CHECKING:
 ALL = slice(None)
 
 
-def record(backbone: Backbone, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream."""
+def record(backbone: Backbone, inputs: Inputs, *, traced: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Compute node features (N, H) and edge features (N, K, H), the latter None in models without edge stream.
+
+    Args:
+        backbone: Whose parameters are used.
+        inputs: What it reads.
+        traced: Whether a compiler writes down what is done here, and makes backward passes of its own.
+    """
     node_projection = DepthwiseProjection(backbone.node_projection)
     node_sum = node_projection.start()
     edge_projection = None if backbone.edge_projection is None else DepthwiseProjection(backbone.edge_projection)
     edge_sum = None if edge_projection is None else edge_projection.start()
     # Training on forces that are derivatives differentiates twice.
-    residual = Residual(once=not backbone.config.is_conservative)
+    residual = Residual(once=not (backbone.config.is_conservative or traced))
     state = input_state(backbone.input_block, inputs, residual)
     for depth, readout in enumerate(backbone.readouts):
         if depth > 0:
@@ -71,17 +83,13 @@ class Residual:
         return inputs + self.branch(inputs, norm, ffn)
 
 
-def mean_over_slots(values_NKH: Tensor, mask_NK: Tensor) -> Tensor:
-    """Mean over the used slots, shape (N, H); values of empty slots are finite."""
-    return torch.bmm(slot_weights(mask_NK, values_NKH.dtype), values_NKH).squeeze(1)
-
-
 def input_state(block: InputBlock, inputs: Inputs, residual: Residual) -> State:
     """Make the first state."""
     edge_NKH = embedded_edges(block, inputs, attribute_terms(block, inputs), 0, ALL)
     edge_NKH = residual(edge_NKH, block.ffn_norm, block.ffn)
+    weights_N1K = slot_weights(inputs.graph.mask_NK, inputs.order_NL.dtype)
     return State(
-        node_NH=residual.normed(block.node_norm, mean_over_slots(edge_NKH, inputs.graph.mask_NK)),
+        node_NH=residual.normed(block.node_norm, mean_over_slots(edge_NKH, weights_N1K)),
         edge_NKH=None if block.edge_norm is None else residual.normed(block.edge_norm, edge_NKH),
     )
 
@@ -92,7 +100,8 @@ def block_state(block: AttentionBlock, state: State, inputs: Inputs, depth: int,
     terms = MessageTerms(block.graph_attention, residual.normed(block.attention_norm, state.node_NH), inputs)
     mixed_NKH = inputs.mixing.mix(attention, attention.in_projection(terms.messages(depth, ALL)), ALL)
     # The mean of the updates is the update of the mean, for the weights of a mean add up to 1.
-    update_NH = attention.out_projection(mean_over_slots(mixed_NKH, graph.mask_NK))
+    mean_NH = mean_over_slots(mixed_NKH, slot_weights(graph.mask_NK, inputs.order_NL.dtype))
+    update_NH = attention.out_projection(mean_NH)
     node_NH = state.node_NH + block.drop(update_NH, graph)
     node_NH = node_NH + block.drop(residual.branch(node_NH, block.node_norm, block.node_ffn), graph)
     if state.edge_NKH is None or block.edge_ffn is None or block.edge_norm is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from escaip_fairchem.nn.normalization import RMSNorm
+from escaip_fairchem.nn.precision import at_least_float32
 
 
 def rms_norm(norm: RMSNorm, inputs: Tensor) -> Tensor:
@@ -23,11 +24,11 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """Normalise."""
-        wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+        wide = at_least_float32(inputs)
         mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(inputs.shape[-1])
         scale = mean_square.add_(epsilon).rsqrt_()
         ctx.save_for_backward(inputs, weight, scale)
-        normed: Tensor = (wide * scale).to(inputs.dtype).mul_(weight.to(inputs.dtype))
+        normed: Tensor = (wide * scale).mul_(weight).to(inputs.dtype)
         return normed
 
     @staticmethod

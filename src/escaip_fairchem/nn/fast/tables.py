@@ -23,6 +23,7 @@ from torch.func import jvp  # type: ignore[attr-defined]  # public, but not decl
 from torch.nn import functional
 
 from escaip_fairchem.nn.fast import spline
+from escaip_fairchem.nn.fast.flatten import tensors_in
 from escaip_fairchem.nn.precision import full_precision
 
 if TYPE_CHECKING:
@@ -118,26 +119,50 @@ class TableTerms:
         """Add the term of a layer, see :class:`escaip_fairchem.nn.fast.distances.DistanceTerms`."""
         weights_E4, index_E4 = self.weights_NK4[atoms].reshape(-1, 4), self.index_NK4[atoms].reshape(-1, 4)
         distance_E = self.distance_NK[atoms].reshape(-1)
-        term_EH: Tensor = Interpolation.apply(distance_E, index_E4, weights_E4, self.tables.layers[layer])
+        table = self.tables.layers[layer]
+        term_EH: Tensor = interpolate(distance_E, index_E4, weights_E4, table.values_GH, table.slopes_GH)
         return total_CKH + term_EH.view(total_CKH.shape)
 
+    def constants(self) -> list[Tensor]:
+        """The tables, see :class:`escaip_fairchem.nn.fast.distances.DistanceTerms`."""
+        return tensors_in(self.tables)
 
-class Interpolation(torch.autograd.Function):
-    """Values of a table at distances, with the table of slopes as their derivative."""
 
-    @staticmethod
-    def forward(ctx: Any, distance_E: Tensor, index_E4: Tensor, weights_E4: Tensor, table: Table) -> Tensor:
-        """Interpolate; shape (E, H)."""
-        ctx.save_for_backward(index_E4, weights_E4)
-        ctx.table = table
-        return weighted_rows(table.values_GH, index_E4, weights_E4)
+@torch.library.custom_op(
+    "escaip::interpolate",
+    mutates_args=(),
+    schema="(Tensor distance, Tensor index, Tensor weights, Tensor values, Tensor? slopes) -> Tensor",
+)
+def interpolate(
+    distance_E: Tensor, index_E4: Tensor, weights_E4: Tensor, values_GH: Tensor, slopes_GH: Tensor | None
+) -> Tensor:
+    """Values of a table at distances, with the table of slopes as their derivative; shape (E, H).
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_EH: Tensor) -> tuple[Tensor, None, None, None]:
-        """Gradient of the distances, shape (E,)."""
-        slopes_EH = weighted_rows(ctx.table.slopes_GH, *ctx.saved_tensors)
-        return (gradient_EH * slopes_EH).sum(-1), None, None, None
+    An operation of its own, so that compilers keep it whole with its derivative, which they could not work out.
+    """
+    return weighted_rows(values_GH, index_E4, weights_E4)
+
+
+@interpolate.register_fake
+def _interpolated_shape(
+    distance_E: Tensor, index_E4: Tensor, weights_E4: Tensor, values_GH: Tensor, slopes_GH: Tensor | None
+) -> Tensor:
+    return values_GH.new_empty(len(index_E4), values_GH.shape[1])
+
+
+def _keep_slopes(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    _, index_E4, weights_E4, _, slopes_GH = inputs
+    ctx.save_for_backward(index_E4, weights_E4, slopes_GH)
+
+
+@once_differentiable
+def _distance_gradient(ctx: Any, gradient_EH: Tensor) -> tuple[Tensor | None, ...]:
+    index_E4, weights_E4, slopes_GH = ctx.saved_tensors
+    assert slopes_GH is not None, "only tables of conservative models have a derivative"
+    return (gradient_EH * weighted_rows(slopes_GH, index_E4, weights_E4)).sum(-1), None, None, None, None
+
+
+interpolate.register_autograd(_distance_gradient, setup_context=_keep_slopes)
 
 
 def weighted_rows(table_GH: Tensor, index_E4: Tensor, weights_E4: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch.nn import functional
 from escaip_fairchem.nn.fast.distances import DistanceTerms
 from escaip_fairchem.nn.fast.mixing import Mixing
 from escaip_fairchem.nn.fast.products import accumulate, gather_pairs
+from escaip_fairchem.nn.precision import full_precision
 
 if TYPE_CHECKING:
     from escaip_fairchem.nn.blocks import GraphAttention, InputBlock
@@ -74,6 +75,12 @@ def attribute_terms(layer: InputBlock | GraphAttention, inputs: Inputs) -> tuple
 
     The layer's bias is in the receivers' term.
     """
+    # A thousandth of the work: what is known of the atoms is not rounded before it is summed.
+    with full_precision(inputs.order_NL.device):
+        return _attribute_terms(layer, inputs)
+
+
+def _attribute_terms(layer: InputBlock | GraphAttention, inputs: Inputs) -> tuple[Tensor, Tensor]:
     attributes, linear = layer.edge_attributes, layer.edge_linear.affine
     order_NL, numbers_N = inputs.order_NL, inputs.graph.numbers_N
     sender_ND = torch.cat(
@@ -106,3 +113,19 @@ def slot_weights(mask_NK: Tensor, dtype: torch.dtype) -> Tensor:
     """Weights of a mean over the used slots as the left factor of a matrix product, shape (N, 1, K)."""
     used_NK = mask_NK.to(dtype)
     return (used_NK / used_NK.sum(dim=1, keepdim=True)).unsqueeze(1)
+
+
+def mean_over_slots(values_CKH: Tensor, weights_C1K: Tensor) -> Tensor:
+    """Mean over the used slots, shape (C, H), in the precision of the weights; values of empty slots are finite.
+
+    Args:
+        values_CKH: Shape (C, K, H).
+        weights_C1K: From :func:`slot_weights`, in at least float32.
+    """
+    if values_CKH.dtype != weights_C1K.dtype:
+        # Neither weights nor sums are rounded to what the values have.
+        used_CK1 = (weights_C1K > 0).transpose(1, 2)
+        total_CH = values_CKH.masked_fill(~used_CK1, 0.0).sum(dim=1, dtype=weights_C1K.dtype)
+        return total_CH * weights_C1K.amax(dim=2)
+    with full_precision(values_CKH.device):
+        return torch.bmm(weights_C1K, values_CKH).squeeze(1)

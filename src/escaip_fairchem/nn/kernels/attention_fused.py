@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.errors import EScAIPError
+from escaip_fairchem.nn.precision import tf32_is_allowed
 
 MAX_SLOTS = 64
 """Most slots of a neighbourhood: its logits have to fit into one program."""
@@ -32,7 +33,7 @@ def fused_attention(
     """``softmax(q kᵀ/√D + scale · cos) v`` over the used slots of every atom, which come before the empty ones.
 
     Nothing of shape (N, K, K) is made. Products of float32 numbers are exact to rounding unless TF32 is allowed for
-    matrix products (``torch.backends.cuda.matmul.allow_tf32``).
+    matrix products (:func:`escaip_fairchem.nn.precision.tf32_is_allowed`).
 
     Args:
         projected_NKJ: Queries, keys and values of all heads side by side, shape (N, K, 3 H); K ≤ :data:`MAX_SLOTS`,
@@ -46,9 +47,7 @@ def fused_attention(
         Shape (N, K, H), dtype of ``projected_NKJ``; 0 in empty slots. Differentiable once, in the first two
         arguments and the scale.
     """
-    mixed_NKH: Tensor = _attend(
-        projected_NKJ, direction_NK3, count_N, scale, heads, torch.backends.cuda.matmul.allow_tf32
-    )
+    mixed_NKH: Tensor = _attend(projected_NKJ, direction_NK3, count_N, scale, heads, tf32_is_allowed())
     return mixed_NKH
 
 

@@ -77,7 +77,7 @@ class TrainerSetup(OCPTrainer):
 
     @scaler.setter
     def scaler(self, value: GradScaler | None) -> None:
-        # Setting None is how OCPCalculator switches mixed precision off; bf16 has no scaler that would vanish with it.
+        # Setting None is how OCPCalculator switches reduced precision off; bf16 and TF32 have no scaler to vanish.
         self._scaler = value
         if value is None:
             self.precision = Precision()
@@ -211,7 +211,7 @@ class TrainerSetup(OCPTrainer):
             One tensor per output, in normalised units and at least float32; see `read_outputs`.
         """
         batch = to_device(batch, self.device)
-        with self.precision.autocast(self.device):
+        with self.precision.forward(self.device):
             raw = self.model(batch)
         return read_outputs(
             raw,

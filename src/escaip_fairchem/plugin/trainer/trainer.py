@@ -26,6 +26,7 @@ class EScAIPForcesTrainer(TrainerEvaluation):
 
     ============================== ==========================================================================
     ``optim.amp_dtype``            ``fp32`` (default), ``bf16`` or ``fp16``; ``--amp`` alone means fp16
+    ``optim.tf32``                 TF32 for what float32's matrix products remain; false by default
     ``optim.scheduler_params``     EquiformerV2's schedules, settings in epochs: ``lambda_type: cosine``, …
     ``task.prediction_dtype``      ``float32`` (default), ``float16`` or ``float64``
     ``task.predict_free_atoms_only`` leave fixed atoms out of the predictions (EvalAI's format)
@@ -73,7 +74,8 @@ class EScAIPForcesTrainer(TrainerEvaluation):
         """
         self.optimizer.zero_grad()
         scaled = self.scaler.scale(loss) if self.scaler else loss
-        scaled.backward()
+        with self.precision.backward():
+            scaled.backward()
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         limit = float(self.clip_grad_norm) if self.clip_grad_norm else float("inf")
