@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.nn.neighbors_checks import StructureError, check_apart, check_edges, check_finite
-from escaip_fairchem.nn.neighbors_images import rows, triangular_lattice, wrap
+from escaip_fairchem.nn.neighbors_images import per_site, rows, triangular_lattice, wrap
 from escaip_fairchem.nn.neighbors_pairs import Pairs, pairs_within
 from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, nearest
 
@@ -21,7 +21,7 @@ __all__ = ["Neighborhoods", "StructureError", "find_neighbors", "neighborhoods_f
 USUAL_COORDINATE = 10.0
 """Å. What a coordinate of this size loses to rounding decides what counts as exactly at the cutoff."""
 
-TYPICAL_DENSITY = 0.05
+TYPICAL_DENSITY = 0.035
 """Atoms per Å³ of ordinary matter, from which the first search radius is guessed. It decides the speed alone."""
 
 RADIUS_GROWTH = 1.6
@@ -85,16 +85,18 @@ def find_neighbors(
     wrapped = wrap(positions_N3.double(), structure_N, lattice)
 
     found: list[Pairs] = []
+    receivers = senders = wrapped
     pending_N = torch.ones_like(structure_N, dtype=torch.bool)
     for radius in search_radii(limit, max_neighbors):
-        searched_B = torch.zeros_like(pbc_B3[:, 0]).index_fill(0, structure_N[pending_N], True)
-        receivers, senders = wrapped.select(rows(pending_N)), wrapped.select(rows(searched_B[structure_N]))
-        for pairs in pairs_within(receivers, senders, structure_N, lattice, radius):
+        for pairs in pairs_within(receivers, senders, structure_N, lattice, radius, at_least=max_neighbors):
             complete = radius if radius < limit else torch.inf
             found.append(keep_nearest(pairs, direction_B3, structure_N, max_neighbors, complete))
             pending_N[found[-1].receiver_E] = False
-        if not pending_N.any():
+        pending_P = rows(pending_N)
+        if not len(pending_P):
             break
+        searched_B = torch.zeros_like(pbc_B3[:, 0]).index_fill(0, structure_N[pending_P], True)
+        receivers, senders = wrapped.select(pending_P), wrapped.select(rows(searched_B[structure_N]))
     return fill_slots(found, len(structure_N))
 
 
@@ -134,14 +136,15 @@ def neighborhoods_from_edges(
     dtype = positions_N3.dtype
     positions_N3, cell_E33 = positions_N3.double(), cell_B33.double()[structure_N[receiver_E]]
     offset_E3 = (cell_offsets_E3.unsqueeze(-1) * cell_E33).sum(1)
+    vector_E3 = positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3
     pairs = Pairs(
         receiver_E=receiver_E,
         sender_E=sender_E,
-        shift_E3=cell_offsets_E3.long(),
-        vector_E3=positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3,
+        distance_E=vector_E3.norm(dim=1),
+        difference_E6=torch.cat([vector_E3, cell_offsets_E3.double()], dim=1),
     )
-    limit = rounded_up(cutoff, dtype)
-    pairs = pairs.select(rows((pairs.vector_E3.norm(dim=1) <= limit) & ~pairs.is_self()))
+    is_self_E = (sender_E == receiver_E) & ~cell_offsets_E3.any(1)
+    pairs = pairs.select(rows((pairs.distance_E <= rounded_up(cutoff, dtype)) & ~is_self_E))
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
 
@@ -187,10 +190,10 @@ def keep_nearest(pairs: Pairs, direction_B3: Tensor, structure_N: Tensor, max_ne
     Raises:
         StructureError: If two atoms coincide.
     """
-    distance_E = pairs.vector_E3.norm(dim=1)
-    check_apart(pairs.receiver_E, pairs.sender_E, distance_E, structure_N)
-    projection_E = (pairs.vector_E3 * direction_B3[structure_N[pairs.receiver_E]]).sum(1)
-    rows_E = nearest(pairs.receiver_E, distance_E, projection_E, max_neighbors=max_neighbors, complete=complete)
+    check_apart(pairs.receiver_E, pairs.sender_E, pairs.distance_E, structure_N)
+    direction_E3 = per_site(direction_B3, structure_N.index_select(0, pairs.receiver_E))
+    projection_E = (pairs.difference_E6[:, :3] * direction_E3).sum(1)
+    rows_E = nearest(pairs.receiver_E, pairs.distance_E, projection_E, max_neighbors=max_neighbors, complete=complete)
     return pairs.select(rows_E)
 
 
@@ -199,11 +202,13 @@ def fill_slots(found: list[Pairs], atoms: int) -> Neighborhoods:
     receiver_E = torch.cat([pairs.receiver_E for pairs in found])
     slot_E = torch.cat([count_within(pairs.receiver_E) for pairs in found])
     width = int(slot_E.max()) + 1 if len(slot_E) else 1
-    own_N = torch.arange(atoms, device=receiver_E.device)
-    sender_NK = own_N.unsqueeze(1).repeat(1, width)
-    sender_NK[receiver_E, slot_E] = torch.cat([pairs.sender_E for pairs in found])
+    own_N1 = torch.arange(atoms, device=receiver_E.device).unsqueeze(1)
+    sender_NK = own_N1.repeat(1, width)
+    place_E = receiver_E * width + slot_E
+    sender_NK.view(-1).index_copy_(0, place_E, torch.cat([pairs.sender_E for pairs in found]))
     shift_NK3 = torch.zeros(atoms, width, 3, dtype=torch.int64, device=receiver_E.device)
-    shift_NK3[receiver_E, slot_E] = torch.cat([pairs.shift_E3 for pairs in found])
-    mask_NK = torch.zeros_like(sender_NK, dtype=torch.bool)
-    mask_NK[receiver_E, slot_E] = True
-    return Neighborhoods(sender_NK=sender_NK, shift_NK3=shift_NK3, mask_NK=mask_NK)
+    shift_NK3.view(-1, 3).index_copy_(0, place_E, torch.cat([pairs.difference_E6[:, 3:] for pairs in found]).long())
+    used_N1 = torch.bincount(receiver_E, minlength=atoms).unsqueeze(1)
+    return Neighborhoods(
+        sender_NK=sender_NK, shift_NK3=shift_NK3, mask_NK=torch.arange(width, device=receiver_E.device) < used_N1
+    )

@@ -48,10 +48,16 @@ def nearest(
             whose choice could change with farther pairs get no neighbours.
 
     Returns:
-        Rows of the chosen pairs, by receiver and then by distance, int64.
+        Rows of the chosen pairs, by receiver, then by distance, then (where distances are equal to the last bit) by
+        projection, int64. So the order depends on the pairs alone and not on the order in which they were found.
     """
     order_E = lexicographic_order(distance_E, receiver_E)
-    receiver_E, distance_E = receiver_E[order_E], distance_E[order_E]
+    sorted_E = distance_E.index_select(0, order_E)
+    if bool((sorted_E[1:] == sorted_E[:-1]).any()):  # a crystal; others need no third sort
+        order_E = projection_E.argsort(stable=True)
+        order_E = order_E[lexicographic_order(distance_E[order_E], receiver_E[order_E])]
+        sorted_E = distance_E.index_select(0, order_E)
+    receiver_E, distance_E = receiver_E.index_select(0, order_E), sorted_E
     slot_E = count_within(receiver_E)
     last_slot_E = torch.arange(len(slot_E), device=slot_E.device) - slot_E + max_neighbors - 1
     clamped_E = last_slot_E.clamp(max=len(slot_E) - 1)
