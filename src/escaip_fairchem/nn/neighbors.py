@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.nn.neighbors_checks import StructureError, check_apart, check_edges, check_finite
-from escaip_fairchem.nn.neighbors_images import per_site, rows, triangular_lattice, wrap
+from escaip_fairchem.nn.neighbors_images import Lattice, per_site, rows, triangular_lattice, wrap
 from escaip_fairchem.nn.neighbors_pairs import Pairs, pairs_within
 from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, nearest
 
@@ -81,7 +81,7 @@ def find_neighbors(
     check_finite(positions_N3, cell_B33, structure_N)
     limit = rounded_up(cutoff, positions_N3.dtype)
     lattice = triangular_lattice(cell_B33.double(), pbc_B3)
-    direction_B3 = (lattice.rotation_B33 * lattice.rotation_B33.new_tensor(TIE_DIRECTION).unsqueeze(-1)).sum(1)
+    direction_B3 = tie_directions(lattice)
     wrapped = wrap(positions_N3.double(), structure_N, lattice)
 
     found: list[Pairs] = []
@@ -147,6 +147,12 @@ def neighborhoods_from_edges(
     pairs = pairs.select(rows((pairs.distance_E <= rounded_up(cutoff, dtype)) & ~is_self_E))
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
+
+
+def tie_directions(lattice: Lattice) -> Tensor:
+    """Return ``TIE_DIRECTION`` in the triangular frame of each structure, shape (B, 3)."""
+    direction_31 = lattice.rotation_B33.new_tensor(TIE_DIRECTION).unsqueeze(-1)
+    return (lattice.rotation_B33 * direction_31).sum(1)
 
 
 def rounded_up(cutoff: float, dtype: torch.dtype) -> float:

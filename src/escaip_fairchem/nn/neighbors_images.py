@@ -18,7 +18,7 @@ from torch import Tensor
 from escaip_fairchem.nn.neighbors_checks import check_volume
 
 ENDLESS = 1e200
-"""Period of an axis without periodicity, Å: far beyond any coordinate, but no infinity, by which all is divided to 0."""
+"""Period of an axis without periodicity, Å: far beyond any coordinate, but not infinite, which would hide its sign."""
 
 
 @dataclass(frozen=True, kw_only=True)
