@@ -144,7 +144,9 @@ def neighborhoods_from_edges(
         difference_E6=torch.cat([vector_E3, cell_offsets_E3.double()], dim=1),
     )
     is_self_E = (sender_E == receiver_E) & ~cell_offsets_E3.any(1)
-    pairs = pairs.select(rows((pairs.distance_E <= rounded_up(cutoff, dtype)) & ~is_self_E))
+    order_E = receiver_E.argsort(stable=True)
+    is_near_E = (pairs.distance_E <= rounded_up(cutoff, dtype)) & ~is_self_E
+    pairs = pairs.select(order_E[is_near_E[order_E]])
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
 
@@ -184,7 +186,7 @@ def keep_nearest(pairs: Pairs, direction_B3: Tensor, structure_N: Tensor, max_ne
     """Keep the nearest neighbours of each receiver for whom they are certain.
 
     Args:
-        pairs: All neighbours of some receivers up to a distance.
+        pairs: All neighbours of some receivers up to a distance, by receiver.
         direction_B3: ``TIE_DIRECTION`` in the frame of each structure's vectors.
         structure_N: Structure of every atom, int64.
         max_neighbors: Most neighbours of an atom.

@@ -102,6 +102,7 @@ class Candidates:
         steps_E3: Lattice steps from the wrapped place of the candidate to its image that is near, float64.
         parts: Receivers and pairs that are looked at together.
         complete_N: How far each atom's candidates are all there are, Å.
+        reach: The largest of these, Å.
     """
 
     moment: Moment
@@ -110,6 +111,7 @@ class Candidates:
     steps_E3: Tensor
     parts: tuple[tuple[slice, slice], ...]
     complete_N: Tensor
+    reach: float
 
 
 def note_moment(positions_N3: Tensor, question: Question) -> Moment:
@@ -161,6 +163,7 @@ def gather_candidates(positions_N3: Tensor, last: Moment, skin: float) -> Candid
         steps_E3=steps_E3.index_select(0, kept_E),
         parts=tuple(parts(torch.bincount(receiver_E, minlength=len(sites.atom_I)))),
         complete_N=complete_N,
+        reach=float(complete_N.max()) if len(complete_N) else 0.0,
     )
 
 
@@ -208,10 +211,10 @@ def nearest_candidates(sites: Sites, candidates: Candidates, turns_N3: Tensor, r
     vector_E3 = separations(replace(candidates.moment, sites=sites), receiver_E, sender_E, steps_E3)
     distance_E = vector_E3.norm(dim=1)
     row_E = receiver_E - receivers.start
-    limit = rounded_up(question.cutoff, question.dtype)
-    bound_P = distance_bounds(
-        row_E, distance_E, limit, receivers.stop - receivers.start, at_least=question.max_neighbors
-    )
+    # Beyond the reach nothing is certain, and a smaller radius has narrower shells.
+    radius = min(rounded_up(question.cutoff, question.dtype), candidates.reach)
+    atoms = receivers.stop - receivers.start
+    bound_P = distance_bounds(row_E, distance_E, radius, atoms, at_least=question.max_neighbors)
     near_E = rows(distance_E <= bound_P.index_select(0, row_E))
     receiver_E, sender_E = receiver_E.index_select(0, near_E), sender_E.index_select(0, near_E)
     shift_N3 = sites.place_I6[:, 3:]
