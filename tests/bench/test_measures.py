@@ -25,12 +25,15 @@ from escaip_fairchem.bench.cases import (
 )
 from escaip_fairchem.bench.dynamics import measure_dynamics
 from escaip_fairchem.bench.floors import escaip_flops_per_atom
+from escaip_fairchem.bench.frames import join, make_bulk
+from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
 from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
 from escaip_fairchem.bench.searches import measure_search
 from escaip_fairchem.bench.trainer import measure_trainer
 from escaip_fairchem.bench.worker import brief, measure
 from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.nn import find_neighbors
 from escaip_fairchem.nn.config import BackboneConfig
 from escaip_fairchem.testing.predictors import Predictor
 
@@ -158,7 +161,7 @@ def test_unknown_names_are_errors(text: str, message: str):
         parse_name(text)
 
 
-@pytest.mark.parametrize("method", ["escaip", "fairchem"])
+@pytest.mark.parametrize("method", ["escaip", "escaip-skin", "fairchem"])
 def test_searches_are_timed_and_their_memory_watched(method: str):
     case = NeighborCase(method=method, atoms=[60, 30], repeats=2)
     outcome = measure_search(case)
@@ -166,6 +169,20 @@ def test_searches_are_timed_and_their_memory_watched(method: str):
     assert outcome.atoms == [90]
     assert outcome.bytes == 90 * 20 * 33
     assert case_from(case.as_dict()) == case
+
+
+@pytest.mark.parametrize("method", sorted(PACKAGES))
+def test_libraries_find_the_same_neighbors_or_are_said_to_be_missing(method: str):
+    systems = join([make_bulk(70, seed=1)]).systems
+    limits = {"cutoff": 7.0, "max_neighbors": 20}
+    try:
+        found = library_search(method, systems, **limits)()
+    except NotAvailableError as error:
+        assert PACKAGES[method] in str(error)  # noqa: PT017 -- available in some environments only
+        return
+    expected = find_neighbors(systems.positions_N3, systems.cell_B33, systems.pbc_B3, systems.structure_N, **limits)
+    assert torch.equal(found.sender_NK, expected.sender_NK)
+    assert torch.equal(found.shift_NK3, expected.shift_NK3)
 
 
 @pytest.mark.parametrize("driver", ["bare", "ase"])

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from escaip_fairchem.nn.neighbors import find_neighbors
-from escaip_fairchem.nn.neighbors_pairs import PAIR_BUDGET, bundles
+from escaip_fairchem.nn.neighbors_pairs import PAIR_BUDGET, SHELLS, bundles
 
 
 class LargestTensor(TorchDispatchMode):
@@ -58,5 +58,11 @@ def test_bundles_keep_within_the_budget_and_leave_nothing_out() -> None:
     counts = torch.randint(0, PAIR_BUDGET // 5, (500,), generator=generator)
     counts[100], counts[101], counts[300:320] = 3 * PAIR_BUDGET, PAIR_BUDGET, 0
     parts = list(bundles(counts))
-    assert torch.equal(torch.cat(parts), torch.arange(500))
-    assert all(int(counts[part[1:]].sum()) <= PAIR_BUDGET for part in parts)
+    assert torch.equal(torch.cat([torch.arange(500)[part] for part, _ in parts]), torch.arange(500))
+    assert [total for _, total in parts] == [int(counts[part].sum()) for part, _ in parts]
+    assert all(int((counts[part] + SHELLS)[1:].sum()) <= PAIR_BUDGET for part, _ in parts)
+
+
+def test_receivers_without_candidates_are_bundled_too() -> None:
+    assert len(list(bundles(torch.zeros(PAIR_BUDGET, dtype=torch.int64)))) == SHELLS
+    assert list(bundles(torch.zeros(0, dtype=torch.int64))) == [(slice(0, 0), 0)]

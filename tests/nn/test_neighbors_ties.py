@@ -134,6 +134,7 @@ def test_the_rule_on_numbers() -> None:
     assert choose([1.0, 2.0, 2.0 + gap], [9.0, 2.0, 1.0], 2) == [0, 1]
     assert choose([1.0, 2.0], [0.0, 0.0], 5) == [0, 1]
     assert choose([], [], 5) == []
+    assert choose([2.0, 1.0, 2.0, 2.0], [3.0, 0.0, 1.0, 2.0], 4) == [1, 2, 3, 0]
 
 
 def test_choices_that_farther_neighbors_could_change_are_put_off() -> None:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator as FairchemCalculator
 from fairchem.core.models.model_registry import MODEL_REGISTRY, URLModel
+from model_cases import model_of
 from trainer_cases import build, config, rattled_slabs, write_lmdb
 
 import escaip_fairchem  # noqa: F401
 from escaip_fairchem.errors import CheckpointError, ConfigError
+from escaip_fairchem.nn import find_neighbors
+from escaip_fairchem.plugin.backbone import EScAIPBackbone
 from escaip_fairchem.plugin.calculator import OCPCalculator, global_state_untouched
+from escaip_fairchem.plugin.random_checkpoint import save_random_checkpoint
 
 
 class Foreign:
@@ -87,3 +93,45 @@ def test_a_calculator_on_the_cpu_does_not_start_cuda(monkeypatch: pytest.MonkeyP
     with global_state_untouched():
         torch.manual_seed(8)
     assert seeds[-1] == 7  # kept until CUDA starts, as torch.manual_seed does
+
+
+def trajectories(kind: str, folder: Path, skins: tuple[float, ...]) -> tuple[list[list[Any]], list[Any]]:
+    """Run the same dynamics with calculators of different skins; return all results and the calculators."""
+    model = model_of(kind)
+    path = folder / "model.pt"
+    backbone = next(module for module in model.modules() if isinstance(module, EScAIPBackbone))
+    save_random_checkpoint(asdict(backbone.config), path, seed=1)
+    rows, calculators = [], []
+    for skin in skins:
+        atoms = rattled_slabs(1, 3)[0]
+        atoms.positions -= atoms.positions[0]  # some atoms cross the boundary to and fro, and fairchem wraps them
+        atoms.calc = OCPCalculator(checkpoint_path=path, skin=skin)
+        calculators.append(atoms.calc)
+        rng = np.random.default_rng(0)
+        rows.append([])
+        for _ in range(12):
+            atoms.positions += rng.normal(scale=0.02, size=atoms.positions.shape)
+            rows[-1] += [atoms.get_potential_energy(), atoms.get_forces().copy(), atoms.positions.copy()]
+            atoms.positions += 1e-2 * atoms.get_forces()
+    return rows, calculators
+
+
+@pytest.mark.parametrize("kind", ["direct", "conservative"])
+def test_a_skin_changes_nothing(kind: str, tmp_path: Path) -> None:
+    (without, usual, narrow), calculators = trajectories(kind, tmp_path, (0.0, 1.0, 0.2))
+    for expected, first, second in zip(without, usual, narrow, strict=True):
+        assert np.array_equal(expected, first)
+        assert np.array_equal(expected, second)
+    searches = [
+        next(module.search for module in calculator.trainer.model.modules() if isinstance(module, EScAIPBackbone))
+        for calculator in calculators
+    ]
+    assert searches[0] is find_neighbors
+    assert [search.skin for search in searches[1:]] == [1.0, 0.2]
+    assert searches[1]._candidates is not None, "the list was used"
+    assert not any("search" in key for key in calculators[1].trainer.model.state_dict())
+
+
+def test_a_negative_skin_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="skin: -1"):
+        OCPCalculator(checkpoint_path=checkpoint, skin=-1.0)

@@ -107,7 +107,7 @@ class NeighborCase(Case):
     """A neighbour search.
 
     Attributes:
-        method: ``escaip`` or ``fairchem``.
+        method: One of ``bench.searches.METHODS``.
         atoms: Atoms of every structure of the batch.
         cutoff: Å.
         max_neighbors: Most neighbours of an atom.

@@ -28,6 +28,7 @@ from escaip_fairchem.bench.passes import warm_libraries
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.bench.timing import Spread, synchronized_clock
 from escaip_fairchem.nn import Neighborhoods, Systems
+from escaip_fairchem.nn.neighbors_skin import SkinSearch
 from escaip_fairchem.testing.predictors import Predictor
 
 SIZES, QUICK_SIZES = (100, 1000, 5000, 20000, 100000), (40, 80)
@@ -37,6 +38,9 @@ LONGEST_STEP = {"cpu": 60.0, "cuda": 10.0}
 """Seconds. Larger systems, whose steps would take longer, are given up."""
 
 TIMESTEP_FS = 1.0
+SKIN_ANGSTROM = 1.0
+"""``OCPCalculator``'s default."""
+
 _WARM_ATOMS = 32
 # Å/fs of one component for an atom of 60 u at 300 K, and what 1 eV/Å does to it in 1 fs.
 _SPEED, _ACCELERATION = 2.04e-3, 1.61e-4
@@ -82,9 +86,10 @@ def measure_dynamics(case: DynamicsCase) -> Outcome:
 def _bare(case: DynamicsCase, batch: FrameBatch) -> StepTimes:
     """Velocity Verlet on tensors, with nothing around it."""
     contender = build(case.name, seed=case.seed, device=case.device)
+    search = SkinSearch(SKIN_ANGSTROM)
     small = join([make_bulk(min(_WARM_ATOMS, case.atoms), seed=case.seed)]).to(case.device).systems
     for _ in range(2):
-        _forces(contender, small, _search(contender, small))
+        _forces(contender, small, _search(contender, small, search))
     generator = torch.Generator(case.device).manual_seed(case.seed)
     systems = batch.systems
     velocities_N3 = _SPEED * torch.randn(systems.positions_N3.shape, generator=generator, device=case.device)
@@ -96,7 +101,7 @@ def _bare(case: DynamicsCase, batch: FrameBatch) -> StepTimes:
         positions_N3 = systems.positions_N3 + TIMESTEP_FS * velocities_N3
         systems = systems.with_geometry(positions_N3, systems.cell_B33)
         moved = synchronized_clock(case.device)
-        neighborhoods = _search(contender, systems)
+        neighborhoods = _search(contender, systems, search)
         found = synchronized_clock(case.device)
         forces_N3 = _forces(contender, systems, neighborhoods)
         predicted = synchronized_clock(case.device)
@@ -117,8 +122,17 @@ def _predictor(contender: Contender) -> Predictor:
     return contender.module
 
 
-def _search(contender: Contender, systems: Systems) -> Neighborhoods:
-    return _predictor(contender).neighborhoods(systems)
+def _search(contender: Contender, systems: Systems, search: SkinSearch) -> Neighborhoods:
+    """The neighbours by the model's settings, from a search that remembers, as in ``OCPCalculator``."""
+    config = _predictor(contender).config
+    return search(
+        systems.positions_N3,
+        systems.cell_B33,
+        systems.pbc_B3,
+        systems.structure_N,
+        cutoff=config.max_radius,
+        max_neighbors=config.max_neighbors,
+    )
 
 
 @torch.no_grad()
@@ -219,7 +233,7 @@ def dynamics_table(outcomes: Sequence[Outcome], session: Session) -> Table:
     )  # fmt: skip
     notes = [
         "driver bare: a loop over tensors; ase: ASE's velocity Verlet with OCPCalculator. 1 fs per step, 300 K, "
-        "rattled close-packed metal, random weights",
+        f"rattled close-packed metal, random weights, a skin of {SKIN_ANGSTROM:g} Å",
         "search: neighbours and, for ase, reading the batch and its geometry; model: the network; other: the "
         "integrator and, for ase, everything of ASE's and fairchem's around the model",
         "floor: FLOPs of the plain model's forward pass over the measured rate, or the weights' bytes over the "

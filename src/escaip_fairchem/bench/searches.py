@@ -1,13 +1,15 @@
-"""The neighbour search beside fairchem's: time and peak memory."""
+"""The neighbour search beside fairchem's and other libraries': time and peak memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from escaip_fairchem.bench.cases import NeighborCase, Outcome, why_not_larger
 from escaip_fairchem.bench.floors import Floor
 from escaip_fairchem.bench.frames import FrameBatch, join, make_bulk
+from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.memory import MemoryProbe
 from escaip_fairchem.bench.models import import_baselines
 from escaip_fairchem.bench.options import Session
@@ -15,11 +17,15 @@ from escaip_fairchem.bench.passes import warm_libraries
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.bench.timing import Spread, Timer
 from escaip_fairchem.nn import find_neighbors
+from escaip_fairchem.nn.neighbors_skin import SkinSearch
 
-SIZES, QUICK_SIZES = (100, 300, 1000, 3000, 20000), (40, 80)
-METHODS = ("escaip", "fairchem")
-POWERS = {"escaip": 1, "fairchem": 2}
-"""Power of the number of atoms with which each search's time grows."""
+SIZES, QUICK_SIZES = (100, 1000, 5000, 20000), (40, 80)
+CUTOFFS = (12.0, 6.0)
+"""Å. The second is nearer to what libraries that list all pairs are made for."""
+METHODS = ("escaip", "escaip-skin", "fairchem", *PACKAGES)
+POWERS = {"fairchem": 2}
+"""Power of the number of atoms with which a search's time grows, where it is not 1."""
+SKIN_ANGSTROM = 1.0
 BYTES_PER_EDGE = 8 + 3 * 8 + 1
 """Sender, periodic image and mask of a slot, each written once."""
 LONGEST_SEARCH = 60.0
@@ -63,60 +69,74 @@ def measure_search(case: NeighborCase) -> Outcome:
 
 
 def _searcher(case: NeighborCase) -> Callable[[FrameBatch], Callable[[], Any]]:
-    if case.method == "escaip":
-
-        def ours(batch: FrameBatch) -> Callable[[], Any]:
-            systems = batch.systems
-            return lambda: find_neighbors(
-                systems.positions_N3,
-                systems.cell_B33,
-                systems.pbc_B3,
-                systems.structure_N,
-                cutoff=case.cutoff,
-                max_neighbors=case.max_neighbors,
-            )
-
-        return ours
+    limits: dict[str, Any] = {"cutoff": case.cutoff, "max_neighbors": case.max_neighbors}
+    if case.method in ("escaip", "escaip-skin"):
+        return partial(_ours, remembers=case.method == "escaip-skin", **limits)
+    if case.method in PACKAGES:
+        return lambda batch: library_search(case.method, batch.systems, **limits)
     baselines = import_baselines()
 
     def theirs(batch: FrameBatch) -> Callable[[], Any]:
         data = baselines.to_fairchem(batch.systems, batch.tags_N)
-        return lambda: baselines.search(data, cutoff=case.cutoff, max_neighbors=case.max_neighbors)
+        return lambda: baselines.search(data, **limits)
 
     return theirs
 
 
+def _ours(batch: FrameBatch, *, remembers: bool, **limits: Any) -> Callable[[], Any]:
+    systems = batch.systems
+    search = SkinSearch(SKIN_ANGSTROM) if remembers else find_neighbors
+
+    def function() -> Any:
+        return search(systems.positions_N3, systems.cell_B33, systems.pbc_B3, systems.structure_N, **limits)
+
+    for _ in range(2 if remembers else 0):  # after which it has gathered its candidates
+        function()
+    return function
+
+
 def run_neighbors(session: Session) -> list[Table]:
-    """Measure both searches over growing systems and over mixed cells; write ``neighbors.csv``."""
-    options = session.options
-    sizes = QUICK_SIZES if options.quick else SIZES
-    alone, together = mixed_batches(quick=options.quick)
+    """Measure all searches over growing systems, ours and fairchem's over mixed cells; write ``neighbors.csv``."""
+    alone, together = mixed_batches(quick=session.options.quick)
     outcomes: list[Outcome] = []
     for method in METHODS:
-        last: Outcome | None = None
-        before = 1
-        for atoms in sizes:
-            case = NeighborCase(**options.common, method=method, atoms=[atoms])
-            growth = (atoms / before) ** POWERS[method]
-            reason = why_not_larger(last, growth=growth, longest=LONGEST_SEARCH)
-            last = session.runner.drop(case, reason) if reason else session.runner.one(case)
-            outcomes.append(last)
-            before = atoms
-        outcomes += session.runner.run(
-            [NeighborCase(**options.common, method=method, atoms=list(atoms)) for atoms in (*alone, together)]
-        )
+        for cutoff in CUTOFFS:
+            outcomes += _growing(session, method, cutoff)
+        if method in ("escaip", "fairchem"):
+            outcomes += session.runner.run(
+                [
+                    NeighborCase(**session.options.common, method=method, atoms=list(atoms))
+                    for atoms in (*alone, together)
+                ]
+            )
     return [session.save(neighbors_table(outcomes, session), "neighbors")]
+
+
+def _growing(session: Session, method: str, cutoff: float) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    last: Outcome | None = None
+    before = 1
+    for atoms in QUICK_SIZES if session.options.quick else SIZES:
+        case = NeighborCase(**session.options.common, method=method, atoms=[atoms], cutoff=cutoff)
+        growth = (atoms / before) ** POWERS.get(method, 1)
+        reason = why_not_larger(last, growth=growth, longest=LONGEST_SEARCH)
+        last = session.runner.drop(case, reason) if reason else session.runner.one(case)
+        outcomes.append(last)
+        before = atoms
+    return outcomes
 
 
 def neighbors_table(outcomes: Sequence[Outcome], session: Session) -> Table:
     """A row per search."""
     columns = (
-        "method", "structures", "atoms", "time median (s)", "time mean (s)", "time std (s)", "µs/atom", "floor (s)",
-        "floor share", "peak memory (MB)", "remark",
+        "method", "cutoff (Å)", "structures", "atoms", "time median (s)", "time mean (s)", "time std (s)", "µs/atom",
+        "floor (s)", "floor share", "peak memory (MB)", "remark",
     )  # fmt: skip
     notes = [
-        "rattled close-packed metal, cutoff 12 Å, 20 neighbours; structures of 1 atom have a cell much smaller than "
-        "the cutoff",
+        "rattled close-packed metal, 20 neighbours; structures of 1 atom have a cell much smaller than the cutoff",
+        f"escaip-skin: choosing again among candidates that were gathered before, skin {SKIN_ANGSTROM:g} Å; "
+        f"{', '.join(PACKAGES)}: all pairs within the cutoff from that library, and the nearest of them picked by this "
+        "package",
         "floor: the bytes of the result over the measured bandwidth; a search has no matrix products to speak of",
         "peak memory: growth while searching",
     ]
@@ -127,7 +147,12 @@ def neighbors_table(outcomes: Sequence[Outcome], session: Session) -> Table:
 def _row(outcome: Outcome, session: Session) -> dict[str, Any]:
     case = outcome.case
     assert isinstance(case, NeighborCase)
-    row: dict[str, Any] = {"method": case.method, "structures": len(case.atoms), "atoms": sum(case.atoms)}
+    row: dict[str, Any] = {
+        "method": case.method,
+        "cutoff (Å)": case.cutoff,
+        "structures": len(case.atoms),
+        "atoms": sum(case.atoms),
+    }
     if not outcome.is_measured:
         return row | {"remark": outcome.remark}
     spread = Spread.of(outcome.seconds)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.nn.neighbors_checks import StructureError, check_apart, check_edges, check_finite
-from escaip_fairchem.nn.neighbors_images import rows, triangular_lattice, wrap
+from escaip_fairchem.nn.neighbors_images import Lattice, per_site, rows, triangular_lattice, wrap
 from escaip_fairchem.nn.neighbors_pairs import Pairs, pairs_within
 from escaip_fairchem.nn.neighbors_ties import TIE_DIRECTION, count_within, nearest
 
@@ -21,7 +21,7 @@ __all__ = ["Neighborhoods", "StructureError", "find_neighbors", "neighborhoods_f
 USUAL_COORDINATE = 10.0
 """Å. What a coordinate of this size loses to rounding decides what counts as exactly at the cutoff."""
 
-TYPICAL_DENSITY = 0.05
+TYPICAL_DENSITY = 0.035
 """Atoms per Å³ of ordinary matter, from which the first search radius is guessed. It decides the speed alone."""
 
 RADIUS_GROWTH = 1.6
@@ -81,20 +81,22 @@ def find_neighbors(
     check_finite(positions_N3, cell_B33, structure_N)
     limit = rounded_up(cutoff, positions_N3.dtype)
     lattice = triangular_lattice(cell_B33.double(), pbc_B3)
-    direction_B3 = (lattice.rotation_B33 * lattice.rotation_B33.new_tensor(TIE_DIRECTION).unsqueeze(-1)).sum(1)
+    direction_B3 = tie_directions(lattice)
     wrapped = wrap(positions_N3.double(), structure_N, lattice)
 
     found: list[Pairs] = []
+    receivers = senders = wrapped
     pending_N = torch.ones_like(structure_N, dtype=torch.bool)
     for radius in search_radii(limit, max_neighbors):
-        searched_B = torch.zeros_like(pbc_B3[:, 0]).index_fill(0, structure_N[pending_N], True)
-        receivers, senders = wrapped.select(rows(pending_N)), wrapped.select(rows(searched_B[structure_N]))
-        for pairs in pairs_within(receivers, senders, structure_N, lattice, radius):
+        for pairs in pairs_within(receivers, senders, structure_N, lattice, radius, at_least=max_neighbors):
             complete = radius if radius < limit else torch.inf
             found.append(keep_nearest(pairs, direction_B3, structure_N, max_neighbors, complete))
             pending_N[found[-1].receiver_E] = False
-        if not pending_N.any():
+        pending_P = rows(pending_N)
+        if not len(pending_P):
             break
+        searched_B = torch.zeros_like(pbc_B3[:, 0]).index_fill(0, structure_N[pending_P], True)
+        receivers, senders = wrapped.select(pending_P), wrapped.select(rows(searched_B[structure_N]))
     return fill_slots(found, len(structure_N))
 
 
@@ -134,16 +136,25 @@ def neighborhoods_from_edges(
     dtype = positions_N3.dtype
     positions_N3, cell_E33 = positions_N3.double(), cell_B33.double()[structure_N[receiver_E]]
     offset_E3 = (cell_offsets_E3.unsqueeze(-1) * cell_E33).sum(1)
+    vector_E3 = positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3
     pairs = Pairs(
         receiver_E=receiver_E,
         sender_E=sender_E,
-        shift_E3=cell_offsets_E3.long(),
-        vector_E3=positions_N3[sender_E] - positions_N3[receiver_E] + offset_E3,
+        distance_E=vector_E3.norm(dim=1),
+        difference_E6=torch.cat([vector_E3, cell_offsets_E3.double()], dim=1),
     )
-    limit = rounded_up(cutoff, dtype)
-    pairs = pairs.select(rows((pairs.vector_E3.norm(dim=1) <= limit) & ~pairs.is_self()))
+    is_self_E = (sender_E == receiver_E) & ~cell_offsets_E3.any(1)
+    order_E = receiver_E.argsort(stable=True)
+    is_near_E = (pairs.distance_E <= rounded_up(cutoff, dtype)) & ~is_self_E
+    pairs = pairs.select(order_E[is_near_E[order_E]])
     direction_B3 = cell_B33.new_tensor(TIE_DIRECTION, dtype=torch.float64).expand(len(cell_B33), 3)
     return fill_slots([keep_nearest(pairs, direction_B3, structure_N, max_neighbors, torch.inf)], len(structure_N))
+
+
+def tie_directions(lattice: Lattice) -> Tensor:
+    """Return ``TIE_DIRECTION`` in the triangular frame of each structure, shape (B, 3)."""
+    direction_31 = lattice.rotation_B33.new_tensor(TIE_DIRECTION).unsqueeze(-1)
+    return (lattice.rotation_B33 * direction_31).sum(1)
 
 
 def rounded_up(cutoff: float, dtype: torch.dtype) -> float:
@@ -175,7 +186,7 @@ def keep_nearest(pairs: Pairs, direction_B3: Tensor, structure_N: Tensor, max_ne
     """Keep the nearest neighbours of each receiver for whom they are certain.
 
     Args:
-        pairs: All neighbours of some receivers up to a distance.
+        pairs: All neighbours of some receivers up to a distance, by receiver.
         direction_B3: ``TIE_DIRECTION`` in the frame of each structure's vectors.
         structure_N: Structure of every atom, int64.
         max_neighbors: Most neighbours of an atom.
@@ -187,10 +198,10 @@ def keep_nearest(pairs: Pairs, direction_B3: Tensor, structure_N: Tensor, max_ne
     Raises:
         StructureError: If two atoms coincide.
     """
-    distance_E = pairs.vector_E3.norm(dim=1)
-    check_apart(pairs.receiver_E, pairs.sender_E, distance_E, structure_N)
-    projection_E = (pairs.vector_E3 * direction_B3[structure_N[pairs.receiver_E]]).sum(1)
-    rows_E = nearest(pairs.receiver_E, distance_E, projection_E, max_neighbors=max_neighbors, complete=complete)
+    check_apart(pairs.receiver_E, pairs.sender_E, pairs.distance_E, structure_N)
+    direction_E3 = per_site(direction_B3, structure_N.index_select(0, pairs.receiver_E))
+    projection_E = (pairs.difference_E6[:, :3] * direction_E3).sum(1)
+    rows_E = nearest(pairs.receiver_E, pairs.distance_E, projection_E, max_neighbors=max_neighbors, complete=complete)
     return pairs.select(rows_E)
 
 
@@ -199,11 +210,13 @@ def fill_slots(found: list[Pairs], atoms: int) -> Neighborhoods:
     receiver_E = torch.cat([pairs.receiver_E for pairs in found])
     slot_E = torch.cat([count_within(pairs.receiver_E) for pairs in found])
     width = int(slot_E.max()) + 1 if len(slot_E) else 1
-    own_N = torch.arange(atoms, device=receiver_E.device)
-    sender_NK = own_N.unsqueeze(1).repeat(1, width)
-    sender_NK[receiver_E, slot_E] = torch.cat([pairs.sender_E for pairs in found])
+    own_N1 = torch.arange(atoms, device=receiver_E.device).unsqueeze(1)
+    sender_NK = own_N1.repeat(1, width)
+    place_E = receiver_E * width + slot_E
+    sender_NK.view(-1).index_copy_(0, place_E, torch.cat([pairs.sender_E for pairs in found]))
     shift_NK3 = torch.zeros(atoms, width, 3, dtype=torch.int64, device=receiver_E.device)
-    shift_NK3[receiver_E, slot_E] = torch.cat([pairs.shift_E3 for pairs in found])
-    mask_NK = torch.zeros_like(sender_NK, dtype=torch.bool)
-    mask_NK[receiver_E, slot_E] = True
-    return Neighborhoods(sender_NK=sender_NK, shift_NK3=shift_NK3, mask_NK=mask_NK)
+    shift_NK3.view(-1, 3).index_copy_(0, place_E, torch.cat([pairs.difference_E6[:, 3:] for pairs in found]).long())
+    used_N1 = torch.bincount(receiver_E, minlength=atoms).unsqueeze(1)
+    return Neighborhoods(
+        sender_NK=sender_NK, shift_NK3=shift_NK3, mask_NK=torch.arange(width, device=receiver_E.device) < used_N1
+    )

@@ -24,6 +24,9 @@ from torch import Tensor
 TIE_TOLERANCE = 5e-5
 """Å. Above the rounding of float32 coordinates (about 1e-5 Å), below the differences that structures really have."""
 
+MOST_EMPTY_ROOM = 8
+"""Pairs are sorted in a table with a row for each receiver, unless it would be as many times larger than the pairs."""
+
 TIE_DIRECTION = (0.5583, 0.1145, 0.8217)
 """The direction that orders tied neighbours, a unit vector.
 
@@ -40,7 +43,7 @@ def nearest(
     """Choose the nearest neighbours of each receiver by the rule of this module.
 
     Args:
-        receiver_E: Row of each pair's receiver, int64.
+        receiver_E: Row of each pair's receiver, ascending, int64.
         distance_E: Å.
         projection_E: Component of the vector from receiver to sender along ``TIE_DIRECTION``, Å.
         max_neighbors: Most neighbours of a receiver.
@@ -48,11 +51,12 @@ def nearest(
             whose choice could change with farther pairs get no neighbours.
 
     Returns:
-        Rows of the chosen pairs, by receiver and then by distance, int64.
+        Rows of the chosen pairs, by receiver, then by distance, then (where distances are equal to the last bit) by
+        projection, int64. So the order depends on the pairs alone and not on the order in which they were found.
     """
-    order_E = lexicographic_order(distance_E, receiver_E)
-    receiver_E, distance_E = receiver_E[order_E], distance_E[order_E]
     slot_E = count_within(receiver_E)
+    order_E = distance_order(receiver_E, distance_E, projection_E, slot_E)
+    distance_E = distance_E.index_select(0, order_E)
     last_slot_E = torch.arange(len(slot_E), device=slot_E.device) - slot_E + max_neighbors - 1
     clamped_E = last_slot_E.clamp(max=len(slot_E) - 1)
     full_E = (clamped_E == last_slot_E) & (receiver_E[clamped_E] == receiver_E)
@@ -67,6 +71,32 @@ def nearest(
     if complete < torch.inf:
         chosen_E &= limit_E + TIE_TOLERANCE < complete
     return order_E[chosen_E]
+
+
+def distance_order(receiver_E: Tensor, distance_E: Tensor, projection_E: Tensor, slot_E: Tensor) -> Tensor:
+    """Return the order by receiver, then distance, then (for distances equal to the last bit) projection.
+
+    Args:
+        receiver_E: Ascending.
+        distance_E: Å.
+        projection_E: Å.
+        slot_E: Number of each pair within its receiver's.
+    """
+    if not len(slot_E):
+        return slot_E
+    row_E = (slot_E == 0).cumsum(0) - 1
+    rows, width = (torch.stack([row_E[-1], slot_E.max()]) + 1).tolist()
+    if rows * width <= MOST_EMPTY_ROOM * len(slot_E):
+        # Many short rows are sorted several times faster than one long list.
+        table_RW = distance_E.new_full((rows, width), torch.inf)
+        table_RW.view(-1).index_copy_(0, row_E * width + slot_E, distance_E)
+        table_RW, column_RW = table_RW.sort(dim=1, stable=True)
+        first_R1 = (slot_E == 0).nonzero()
+        is_pair_RW = table_RW < torch.inf
+        if not bool(((table_RW[:, 1:] == table_RW[:, :-1]) & is_pair_RW[:, 1:]).any()):
+            return (column_RW + first_R1)[is_pair_RW]
+    order_E = torch.argsort(projection_E, stable=True)
+    return order_E[lexicographic_order(distance_E[order_E], receiver_E[order_E])]
 
 
 def lexicographic_order(minor_E: Tensor, major_E: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,15 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
-from escaip_fairchem.nn import Backbone, BackboneConfig, build_graph, make_differentiable, parse_config
+from escaip_fairchem.nn import (
+    Backbone,
+    BackboneConfig,
+    Neighborhoods,
+    build_graph,
+    find_neighbors,
+    make_differentiable,
+    parse_config,
+)
 from escaip_fairchem.nn.config import drop_obsolete_keys, with_differentiable_attention
 from escaip_fairchem.nn.initialization import parameters_without_decay
 from escaip_fairchem.nn.precision import full_precision
@@ -44,6 +53,8 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
         self.use_pbc = self.config.use_pbc
         self.cutoff = self.config.max_radius
         self.max_neighbors = self.config.max_neighbors
+        self.search: Callable[..., Neighborhoods] = find_neighbors
+        """What searches neighbours. A calculator replaces it by one that remembers."""
 
     def neighbor_search(self) -> NeighborSearch:
         """How neighbours are searched, for those who load data."""
@@ -72,7 +83,7 @@ class EScAIPBackbone(nn.Module, GraphModelMixin, BackboneInterface):
         ):
             with full_precision(data.pos.device):
                 systems = search.systems(data)
-                neighborhoods = search.neighborhoods(data, systems)
+                neighborhoods = search.neighborhoods(data, systems, find=self.search)
                 strained = make_differentiable(systems) if self.config.is_conservative else None
                 graph = build_graph(systems if strained is None else strained.systems, neighborhoods)
             features = self.network(graph, parameter_gradients=parameter_gradients)

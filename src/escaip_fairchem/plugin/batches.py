@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,13 @@ def _periodicity(batch: Batch, count: int, use_pbc: bool) -> Tensor:
 
 
 def neighborhoods_of_batch(
-    batch: Batch, systems: Systems, *, cutoff: float, max_neighbors: int, on_the_fly: bool
+    batch: Batch,
+    systems: Systems,
+    *,
+    cutoff: float,
+    max_neighbors: int,
+    on_the_fly: bool,
+    search: Callable[..., Neighborhoods] = find_neighbors,
 ) -> Neighborhoods:
     """Search the neighbours of all atoms, or take the edges that the data holds.
 
@@ -78,6 +84,7 @@ def neighborhoods_of_batch(
         cutoff: Radius in Å.
         max_neighbors: Largest number of neighbours of an atom.
         on_the_fly: Whether to search even if edges are stored.
+        search: ``find_neighbors`` or what gives the same results.
     """
     if not on_the_fly:
         edges, offsets = batch.get("edge_index"), batch.get("cell_offsets")
@@ -92,7 +99,7 @@ def neighborhoods_of_batch(
                 max_neighbors=max_neighbors,
             )
         warnings.warn("otf_graph: false, but the data holds no edges; neighbours are searched", stacklevel=2)
-    return find_neighbors(
+    return search(
         systems.positions_N3,
         systems.cell_B33,
         systems.pbc_B3,

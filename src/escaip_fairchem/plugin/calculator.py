@@ -19,6 +19,9 @@ from fairchem.core.common.relaxation.ase_utils import OCPCalculator as FairchemC
 from fairchem.core.models.model_registry import model_name_to_local_file
 
 from escaip_fairchem.errors import CheckpointError, ConfigError
+from escaip_fairchem.nn import find_neighbors
+from escaip_fairchem.nn.neighbors_skin import SkinSearch
+from escaip_fairchem.plugin.backbone import EScAIPBackbone
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, check_average
 
@@ -45,9 +48,11 @@ class OCPCalculator(FairchemCalculator):
         disable_amp: Whether to compute in float32 what was trained in half precision.
         trusted: Whether the checkpoint may hold other objects than tensors and plain values. Loading such a file can
             run any code that its author put there.
+        skin: How far beyond the neighbours atoms are remembered between calls, Å, so that dynamics and relaxations
+            need not search anew while atoms move little. Results are the same to the last bit. 0 remembers nothing.
 
     Raises:
-        ConfigError: Neither a checkpoint nor a published model is named.
+        ConfigError: Neither a checkpoint nor a published model is named, or the skin is negative.
         CheckpointError: The checkpoint is missing or damaged, or its averaged weights do not fit.
     """
 
@@ -64,11 +69,13 @@ class OCPCalculator(FairchemCalculator):
         disable_amp: bool = True,
         *,
         trusted: bool = False,
+        skin: float = 1.0,
     ) -> None:
         if checkpoint_path is None and model_name is None:
             raise ConfigError("OCPCalculator: no model; give checkpoint_path=… (or model_name=… and local_cache=…)")
         if checkpoint_path is None and local_cache is not None:
             checkpoint_path, model_name = model_name_to_local_file(str(model_name), local_cache), None
+        search = find_neighbors if skin == 0 else SkinSearch(skin)
         self._trusted = trusted
         if checkpoint_path is not None:
             self._read(checkpoint_path)  # fairchem reads without asking what is in it, under some versions of torch
@@ -84,6 +91,9 @@ class OCPCalculator(FairchemCalculator):
                 only_output=only_output,
                 disable_amp=disable_amp,
             )
+        for module in self.trainer.model.modules():
+            if isinstance(module, EScAIPBackbone):
+                module.search = search
         if "energy" in self.trainer.config["outputs"]:
             self.implemented_properties: list[str] = [*self.trainer.config["outputs"], "free_energy"]
 

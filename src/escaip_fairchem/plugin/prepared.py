@@ -7,6 +7,7 @@ tensors they were made from: a batch whose positions or cells were replaced or c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from escaip_fairchem.errors import DataError
-from escaip_fairchem.nn import Neighborhoods, Systems
+from escaip_fairchem.nn import Neighborhoods, Systems, find_neighbors
 from escaip_fairchem.plugin.batches import neighborhoods_of_batch, systems_from_batch
 
 if TYPE_CHECKING:
@@ -52,8 +53,15 @@ class NeighborSearch:
         """Read the structures of a batch, see :func:`systems_from_batch`."""
         return systems_from_batch(batch, use_pbc=self.use_pbc, dtype=self.dtype)
 
-    def neighborhoods(self, batch: Batch, systems: Systems) -> Neighborhoods:
+    def neighborhoods(
+        self, batch: Batch, systems: Systems, *, find: Callable[..., Neighborhoods] = find_neighbors
+    ) -> Neighborhoods:
         """Those that were prepared, if they still fit the batch, else those of a new search.
+
+        Args:
+            batch: The batch.
+            systems: Its structures.
+            find: What searches, called as :func:`find_neighbors`.
 
         Raises:
             DataError: A structure has none, or an element that the model does not know.
@@ -63,7 +71,12 @@ class NeighborSearch:
             return prepared.neighborhoods
         systems.check_elements(self.max_num_elements)
         return neighborhoods_of_batch(
-            batch, systems, cutoff=self.cutoff, max_neighbors=self.max_neighbors, on_the_fly=self.on_the_fly
+            batch,
+            systems,
+            cutoff=self.cutoff,
+            max_neighbors=self.max_neighbors,
+            on_the_fly=self.on_the_fly,
+            search=find,
         )
 
 
