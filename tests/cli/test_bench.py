@@ -114,7 +114,8 @@ def test_all_ratios_are_listed_whether_measured_or_not(page: Path):
 def test_every_benchmark_has_times_beside_floors(name: str, page: Path):
     rows = read(page / "cpu" / f"{name}.csv")
     assert rows
-    assert not [row["remark"] for row in rows if row["remark"] and row.get("method") != "fairchem"]
+    # fairchem's search is given up where it would take too long, and the libraries need not be there.
+    assert not [row["remark"] for row in rows if row["remark"] and row.get("method", "escaip").startswith("escaip")]
     assert all(float(row["time median (s)"]) > float(row["floor (s)"]) > 0 for row in rows if not row["remark"])
 
 

@@ -122,11 +122,13 @@ def bond_orientational_order(direction_NK3: Tensor, mask_NK: Tensor, lmax: int) 
         Shape (N, lmax + 1).
     """
     orders = list(range(lmax + 1))
+    # In float64: harmonics of symmetric neighbourhoods cancel, and the norm of what is left magnifies its rounding.
+    dtype, direction_NK3 = direction_NK3.dtype, direction_NK3.double()
     harmonics = o3.spherical_harmonics(orders, direction_NK3, normalize=False, normalization="component")
     mean = masked_mean(harmonics, mask_NK)
     # A fixed assignment of the (lmax+1)² components to their orders, as sums over slices.
     squared = [block.square().sum(dim=-1) for block in mean.split([2 * order + 1 for order in orders], dim=-1)]
-    return smooth_norm(torch.stack(squared, dim=-1), BOO_FLOOR)
+    return smooth_norm(torch.stack(squared, dim=-1), BOO_FLOOR).to(dtype)
 
 
 def angle_cosines(direction_NK3: Tensor) -> Tensor:
