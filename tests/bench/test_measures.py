@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -112,6 +113,23 @@ def test_compared_models_have_the_same_weights(mode: str):
     assert deviations["escaip-tiny:plain"]["forces"]["largest"] == 0.0
     assert deviations["escaip-tiny:fast"]["forces"]["largest"] < 1e-4
     assert 1e-4 < deviations["escaip-tiny:bf16"]["forces"]["rms"] < 0.2
+
+
+def test_structures_one_by_one_take_a_pass_each(monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+    original = Pass.on
+
+    def noted(self: Any, batch: Any) -> Any:
+        sizes.append(batch.systems.num_structures)
+        return original(self, batch)
+
+    monkeypatch.setattr(Pass, "on", noted)
+    for singly, expected in ((False, 3), (True, 1)):
+        sizes.clear()
+        outcome = measure(CompareCase(names=["escaip-tiny:fast"], repeats=1, singly=singly))
+        assert outcome.is_measured
+        assert len(outcome.extra["seconds"]["escaip-tiny:fast"]) == 1
+        assert sizes[2:] == [expected] * (3 if singly else 1)  # after the outputs and the first pass
 
 
 def test_a_setting_of_the_future_is_not_available_rather_than_a_crash(monkeypatch: pytest.MonkeyPatch):

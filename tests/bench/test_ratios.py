@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from bench_cases import outcome
 
-from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase, TrainerCase
+from escaip_fairchem.bench.cases import (
+    FAILED,
+    OUT_OF_MEMORY,
+    CompareCase,
+    DynamicsCase,
+    NeighborCase,
+    Outcome,
+    PassCase,
+    TrainerCase,
+)
 from escaip_fairchem.bench.comparison import best_variant
 from escaip_fairchem.bench.machine import Machine
 from escaip_fairchem.bench.options import Options
@@ -17,7 +26,8 @@ from escaip_fairchem.bench.ratios import PEER, Ratios, run_ratios
 from escaip_fairchem.bench.requirements import MISSED, NOT_MEASURED, REACHED
 
 SECONDS = {
-    "plain": 4.0, "fast": 2.0, "fast-no-table": 2.5, "bf16": 0.8, "plain-bf16": 1.6, "tf32": 1.0, "bf16-compiled": 0.9,
+    "plain": 4.0, "fast": 2.0, "fast-no-table": 2.5, "bf16": 0.8, "plain-bf16": 1.6, "tf32": 1.0, "triton": 1.9,
+    "bf16-triton": 0.85, "bf16-compiled": 0.9,
 }  # fmt: skip
 FORCE_ERRORS = {"bf16": 0.02, "plain-bf16": 0.009}
 
@@ -25,8 +35,9 @@ FORCE_ERRORS = {"bf16": 0.02, "plain-bf16": 0.009}
 class Answers:
     """Stands where the runner stands, and answers with made-up figures."""
 
-    def __init__(self, *, available: bool = True) -> None:
+    def __init__(self, *, available: bool = True, peer_fits: bool = True) -> None:
         self.available = available
+        self.peer_fits = peer_fits
 
     def run(self, cases: list[Any]) -> list[Outcome]:
         return [self.one(case) for case in cases]
@@ -37,6 +48,8 @@ class Answers:
         return getattr(self, f"_{case.kind}")(case)
 
     def _compare(self, case: CompareCase) -> Outcome:
+        if case.names == [PEER] and not self.peer_fits and not case.singly:
+            return Outcome(case=case, status=FAILED, reason=OUT_OF_MEMORY)
         factor = 3.0 if case.mode == "training" else 1.0
         times = {name: [factor * self._time(name)] * 3 for name in case.names}
         errors = {name: FORCE_ERRORS.get(name.partition(":")[2], 1e-6) for name in times if not name.startswith(PEER)}
@@ -72,9 +85,9 @@ class Answers:
 
 
 class FakeSession:
-    def __init__(self, *, device: str = "cpu", available: bool = True, **options: Any) -> None:
+    def __init__(self, *, device: str = "cpu", available: bool = True, peer_fits: bool = True, **options: Any) -> None:
         self.options = Options(device=device, **options)
-        self.runner = Answers(available=available)
+        self.runner = Answers(available=available, peer_fits=peer_fits)
         self.machine = Machine(
             device=device, name="x", cores=1, threads=1, memory_bytes=0, versions={}, date="2020-01-01",
             gemm_rates={"fp32": {"a": 1e12}, "bf16": {"a": 2e15}, "tf32": {"a": 1e14}}, copy_rate=1e10,
@@ -118,6 +131,11 @@ def test_the_ratios_of_a_cpu():
     on_gpu = [row for row in found.values() if row["where"] == "GPU"]
     assert len(on_gpu) == 5
     assert all(row["verdict"] == row["measured"] == NOT_MEASURED for row in on_gpu)
+
+
+def test_a_peer_that_needs_too_much_memory_takes_one_structure_after_the_other():
+    row = only(rows(peer_fits=False), f"against {PEER} (CPU)")
+    assert (row["measured"], row["verdict"]) == ("30.0×", REACHED)
 
 
 def test_the_ratios_of_a_gpu():

@@ -88,6 +88,7 @@ class CompareCase(Case):
         names: ``model:variant`` each; the first is what the others are compared with.
         mode: ``inference`` or ``training``.
         repeats: Most repetitions of each.
+        singly: Whether inference takes one structure after the other, for models that need too much memory for all.
     """
 
     kind: ClassVar[str] = "compare"
@@ -95,11 +96,12 @@ class CompareCase(Case):
     names: list[str]
     mode: str = "inference"
     repeats: int = 5
+    singly: bool = False
 
     @property
     def title(self) -> str:
         """What is measured, for messages."""
-        return f"{' / '.join(self.names)} {self.mode}, in turn"
+        return f"{' / '.join(self.names)} {self.mode}, in turn{', structures one by one' if self.singly else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

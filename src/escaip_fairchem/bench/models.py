@@ -55,6 +55,8 @@ VARIANTS: dict[str, Variant] = {
     "fast-no-table": Variant(settings={"execution": "fast", "distance_table": False}),
     "tf32": Variant(precision="tf32"),
     "bf16": Variant(precision="bf16"),
+    "triton": Variant(settings={"attention_kernel": "triton"}),
+    "bf16-triton": Variant(settings={"attention_kernel": "triton"}, precision="bf16"),
     "compiled": Variant(settings={"compile": True}),
     "bf16-compiled": Variant(settings={"compile": True}, precision="bf16"),
     "plain-tf32": Variant(settings={"execution": "plain", "distance_table": False}, precision="tf32"),

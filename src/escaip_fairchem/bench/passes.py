@@ -201,7 +201,7 @@ def measure_comparison(case: CompareCase) -> Outcome:
     for name, contender in contenders.items():
         run = Pass(contender, case.mode)
         flops[name] = first_pass(run, small, parse_name(name).model, case.mode)
-        functions[name] = run.on(batch)
+        functions[name] = _one_by_one(run, pool, case) if case.singly else run.on(batch)
     seconds = time_in_turn(functions, case)
     return Outcome(
         case=case,
@@ -217,6 +217,12 @@ def measure_comparison(case: CompareCase) -> Outcome:
             "frames": pool.three_source,
         },
     )
+
+
+def _one_by_one(run: Pass, pool: FramePool, case: CompareCase) -> Callable[[], Any]:
+    """A function that runs the model on the three frames, one after the other."""
+    frames = [run.on(join([frame], seed=case.seed).to(case.device)) for frame in pool.three]
+    return lambda: [function() for function in frames]
 
 
 def _build_like_others(name: str, others: dict[str, Contender], case: CompareCase) -> Contender:

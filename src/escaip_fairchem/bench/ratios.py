@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from escaip_fairchem.bench.cases import CompareCase, DynamicsCase, NeighborCase, Outcome, PassCase
+from escaip_fairchem.bench.cases import (
+    FAILED,
+    OUT_OF_MEMORY,
+    CompareCase,
+    DynamicsCase,
+    NeighborCase,
+    Outcome,
+    PassCase,
+)
 from escaip_fairchem.bench.comparison import (
     best_variant,
     comparison_table,
@@ -96,7 +104,7 @@ class Ratios:
             how=times_behind(outcome, plain, best) + deviation_note(deviations.get(best)),
         )
         # In a process of its own: its forward pass needs most of an ordinary machine's memory.
-        beside_peer = with_peer(outcome, self._compare([self.peer], "inference")) if self.peer else outcome
+        beside_peer = with_peer(outcome, self._peer()) if self.peer else outcome
         both = medians(beside_peer)
         beside = Finding(
             requirement=Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0),
@@ -104,6 +112,14 @@ class Ratios:
             how=times_behind(beside_peer, PEER, fast),
         )
         return [faster, lower, beside]
+
+    def _peer(self) -> Outcome:
+        """The peer's forward passes, of all frames together or, where memory does not suffice, one by one."""
+        assert self.peer is not None
+        outcome = self._compare([self.peer], "inference")
+        if outcome.status == FAILED and outcome.reason == OUT_OF_MEMORY:
+            outcome = self._compare([self.peer], "inference", singly=True)
+        return outcome
 
     def training(self) -> list[Finding]:
         """Training steps beside the plain path's."""
@@ -247,10 +263,12 @@ class Ratios:
 
     def gpu(self) -> list[Finding]:
         """Speed and memory beside the peer's at equal batch size, and the share of the measured bf16 rate."""
-        ours = [f"{self.model}:{variant}" for variant in ("fast", "tf32", "bf16")]
+        ours = [f"{self.model}:{variant}" for variant in ("fast", "tf32", "bf16", "bf16-triton")]
         peers = [f"{self.peer}:{variant}" for variant in ("published", "tf32")] if self.peer else []
         speed, memory, training, rate, _ = self.gpu_requirements()
-        self._compare([f"{self.model}:plain", *ours], "inference")  # how far their outputs agree
+        # How far their outputs agree; by itself what may fail where the kernel cannot be compiled.
+        for variants in (("plain", "fast", "tf32", "bf16"), ("plain", "triton", "bf16-triton")):
+            self._compare([f"{self.model}:{variant}" for variant in variants], "inference")
         theirs, _ = (self._best(names, "inference") for names in (peers, ours))
         findings = [
             _samples(training, *(self._best(names, "training") for names in (peers, ours))),
@@ -279,9 +297,9 @@ class Ratios:
         how = _why(outcome) or f"batch {self._gpu_batch}, rate {rate / 1e12:.0f} TFLOP/s"
         return Finding(requirement=requirement, value=share, how=how)
 
-    def _compare(self, names: list[str], mode: str) -> Outcome:
+    def _compare(self, names: list[str], mode: str, *, singly: bool = False) -> Outcome:
         repeats = 3 if self.options.quick else 7
-        case = CompareCase(**self.options.common, names=names, mode=mode, repeats=repeats)
+        case = CompareCase(**self.options.common, names=names, mode=mode, repeats=repeats, singly=singly)
         outcome = self.session.runner.one(case)
         self._tables.append(comparison_table(outcome, self.session))
         return outcome

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from escaip_fairchem.nn.model import Backbone
     from escaip_fairchem.nn.readout import Projection
 
-CHUNK_VALUES = {"cpu": 2**21}
-"""Values of one edge state worked on together, by device type: enough for efficient products, 8 MB in float32."""
+CHUNK_VALUES = {"cpu": 2**20}
+"""Values of one edge state worked on together, by device type: enough for efficient products, 4 MB in float32."""
 
 CHUNK_VALUES_ELSEWHERE = 2**26
 
