@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,18 +36,23 @@ def pair(kind: str, *, dtype: torch.dtype, **changes):
 
 
 def compare(plain, fast, systems) -> None:
-    """Float64 proves that the equations are the same; float32 that they are not less exact.
+    """Compare with the plain equations in float64, where float32's rounding is the fast path's alone.
 
-    There the plain path itself is up to 1.1e-5 off in single forces of a symmetric slab, in which large terms cancel.
+    The plain path in float32 is itself up to 1.1e-5 off in single forces of a symmetric slab, where large terms cancel;
+    from it the fast path is as far, on the whole, as two roundings are.
     """
+    neighborhoods = plain.neighborhoods(systems)
+    exact = copy.deepcopy(plain).double()
+    in_float64 = replace(systems, positions_N3=systems.positions_N3.double(), cell_B33=systems.cell_B33.double())
+    reference = exact(in_float64, neighborhoods=neighborhoods)
     expected, actual = plain(systems), fast(systems)
     assert set(actual) == set(expected)
-    for name, reference in expected.items():
-        if reference.dtype == torch.float64:
-            assert_close(actual[name], reference, "same numbers", name)
-        else:
-            assert relative_error(actual[name], reference) <= 2e-5, name
-            assert root_mean_square(actual[name] - reference) <= 4e-6 * max(root_mean_square(reference), 1e-3), name
+    for name, values in expected.items():
+        assert actual[name].dtype == values.dtype
+        assert_close(actual[name], reference[name].to(values.dtype), "same numbers", name)
+        if values.dtype == torch.float32:
+            unit = max(root_mean_square(values), 1e-3)
+            assert root_mean_square(actual[name] - values) <= 4e-6 * unit, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -170,7 +178,8 @@ def kept_bytes(model, systems) -> int:
 
 
 def test_forces_at_inference_keep_little_for_the_backward_pass():
-    systems = batch([structures.copper()] * 4, torch.float32)
+    # So many atoms that the weights multiplied together, which are kept once, count little.
+    systems = batch([structures.copper()] * 32, torch.float32)
     kept = {}
     for execution in ("plain", "fast"):
         model = tiny_predictor("conservative", dtype=torch.float32, execution=execution)
@@ -178,7 +187,7 @@ def test_forces_at_inference_keep_little_for_the_backward_pass():
             model(systems)
             kept[execution] = kept_bytes(model, systems)
         assert all(parameter.requires_grad for parameter in model.parameters())
-    assert kept["fast"] < 0.65 * kept["plain"]
+    assert kept["fast"] < 0.6 * kept["plain"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

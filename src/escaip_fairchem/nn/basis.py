@@ -141,9 +141,8 @@ def angle_cosines(direction_NK3: Tensor) -> Tensor:
         Shape (N, K, K).
     """
     # No matrix product: where TF32 is allowed, one in the backward pass would round the forces' geometry.
-    x_NK, y_NK, z_NK = direction_NK3.unbind(-1)
-    cosines_NKK = torch.addcmul(x_NK.unsqueeze(2) * x_NK.unsqueeze(1), y_NK.unsqueeze(2), y_NK.unsqueeze(1))
-    return torch.addcmul(cosines_NKK, z_NK.unsqueeze(2), z_NK.unsqueeze(1))
+    products_3NKK = [u_NK.unsqueeze(2) * u_NK.unsqueeze(1) for u_NK in direction_NK3.double().unbind(-1)]
+    return (products_3NKK[0] + products_3NKK[1] + products_3NKK[2]).to(direction_NK3.dtype)
 
 
 def masked_sum(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:
