@@ -19,6 +19,7 @@ from escaip_fairchem.bench.cases import (
     NOT_AVAILABLE,
     CompareCase,
     DynamicsCase,
+    GrowthCase,
     NeighborCase,
     TrainerCase,
     case_from,
@@ -27,10 +28,12 @@ from escaip_fairchem.bench.cases import (
 from escaip_fairchem.bench.dynamics import measure_dynamics
 from escaip_fairchem.bench.floors import escaip_flops_per_atom
 from escaip_fairchem.bench.frames import join, make_bulk
+from escaip_fairchem.bench.growth import measure_growth
 from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
 from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
 from escaip_fairchem.bench.searches import measure_search
+from escaip_fairchem.bench.timing import Timer
 from escaip_fairchem.bench.trainer import measure_trainer
 from escaip_fairchem.bench.worker import brief, measure
 from escaip_fairchem.errors import ConfigError
@@ -212,6 +215,35 @@ def test_dynamics_are_split_into_parts_that_fit_into_the_whole(driver: str):
         assert search > 0
         assert model > 0
         assert search + model < whole
+
+
+def test_growing_systems_are_timed_beside_the_smallest():
+    case = GrowthCase(model="escaip-tiny", variant="fast", atoms=[40, 80, 160], repeats=2)
+    outcome = measure_growth(case)
+    assert {atoms: len(values) for atoms, values in outcome.extra["relative"].items()} == {"80": 2, "160": 2}
+    assert {atoms: len(values) for atoms, values in outcome.extra["seconds"].items()} == {"40": 4, "80": 2, "160": 2}
+    assert all(0.05 < value < 20 for values in outcome.extra["relative"].values() for value in values)
+
+
+def test_a_machine_that_slows_down_does_not_make_large_systems_slow(monkeypatch):
+    """Here every atom takes the same time, and all of it a thousandth more with every atom computed."""
+    sizes: list[int] = []
+    slowness = 1.0
+
+    def measure(_: Timer, function: Any) -> float:
+        nonlocal slowness
+        atoms = function()
+        sizes.append(atoms)
+        begin, slowness = slowness, slowness * 1.001**atoms
+        return 1e-3 * atoms * 0.5 * (begin + slowness)
+
+    monkeypatch.setattr(Timer, "measure", measure)
+    monkeypatch.setattr(Pass, "on", lambda _, batch: lambda: batch.atoms)
+    outcome = measure_growth(GrowthCase(model="escaip-tiny", variant="fast", atoms=[10, 40, 160], repeats=1))
+    assert sizes == [10] * 6 + [40] + [10] * 6 + [160] + [10] * 3
+    assert slowness > 1.3
+    for values in outcome.extra["relative"].values():
+        assert values == pytest.approx([1.0], abs=0.02)
 
 
 def test_the_calculator_has_no_other_precision():

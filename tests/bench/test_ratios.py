@@ -13,7 +13,7 @@ from escaip_fairchem.bench.cases import (
     FAILED,
     OUT_OF_MEMORY,
     CompareCase,
-    DynamicsCase,
+    GrowthCase,
     NeighborCase,
     Outcome,
     PassCase,
@@ -77,8 +77,10 @@ class Answers:
         atoms = sum(case.atoms)
         return outcome(case, 0.01 if case.method == "escaip" else 5.0, peak_bytes=[10_000 * atoms])
 
-    def _dynamics(self, case: DynamicsCase) -> Outcome:
-        return outcome(case, case.atoms * (1.1e-3 if case.atoms == 100 else 1e-3))
+    def _growth(self, case: GrowthCase) -> Outcome:
+        # The machine was twice as slow while the second size was measured, which the passes around it say.
+        relative = {"1000": [1.0, 1.05, 1.3], "5000": [0.98], "20000": [0.95, 1.0]}
+        return outcome(case, 0.1, extra={"relative": relative, "seconds": {"100": [0.1, 0.2]}})
 
     def _trainer(self, case: TrainerCase) -> Outcome:
         return outcome(case, 1.0, extra={"outside": 0.04, "inside": [0.96]})
@@ -123,7 +125,7 @@ def test_the_ratios_of_a_cpu():
         ("radius_graph_pbc", "500×", REACHED),
         ("20,000 atoms (CPU)", "0.2000 GB", REACHED),
         ("cells of different sizes", "1.00×", REACHED),
-        ("time per atom", "10.0 % more", REACHED),
+        ("time per atom", "7.69 % more", REACHED),  # 1.05 over 0.975
         ("optimizer (CPU)", "4.00%", REACHED),
     ):
         row = only(found, text)

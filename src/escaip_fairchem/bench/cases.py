@@ -162,6 +162,35 @@ class DynamicsCase(Case):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrowthCase(Case):
+    """Forward passes of growing systems, each between passes of the smallest, which say how fast the machine was then.
+
+    Attributes:
+        model: Name of one of this package's models.
+        variant: Way to run it.
+        atoms: Sizes, ascending.
+        repeats: Most repetitions of each.
+    """
+
+    kind: ClassVar[str] = "growth"
+
+    model: str
+    variant: str
+    atoms: list[int]
+    repeats: int = 5
+
+    @property
+    def name(self) -> ModelName:
+        """Model and variant."""
+        return ModelName(model=self.model, variant=self.variant)
+
+    @property
+    def title(self) -> str:
+        """What is measured, for messages."""
+        return f"{self.name} inference, {self.atoms[0]} to {self.atoms[-1]} atoms"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerCase(Case):
     """Training steps through the trainer ``escaip_forces`` and its loaders.
 
@@ -193,7 +222,7 @@ class TrainerCase(Case):
 
 
 KINDS: dict[str, type[Case]] = {
-    case.kind: case for case in (PassCase, CompareCase, NeighborCase, DynamicsCase, TrainerCase)
+    case.kind: case for case in (PassCase, CompareCase, NeighborCase, DynamicsCase, GrowthCase, TrainerCase)
 }
 
 

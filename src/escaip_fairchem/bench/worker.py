@@ -28,11 +28,12 @@ MEASURES = {
     "compare": ("passes", "measure_comparison"),
     "neighbors": ("searches", "measure_search"),
     "dynamics": ("dynamics", "measure_dynamics"),
+    "growth": ("growth", "measure_growth"),
     "trainer": ("trainer", "measure_trainer"),
 }
 """Where each kind of case is measured: module beside this one, and its function."""
 
-SHARE_OF_MEMORY = 0.8
+SHARE_OF_MEMORY = 0.95
 """Of the memory that is free when a process starts; a case that wants more fails, rather than the machine."""
 
 
