@@ -36,6 +36,8 @@ __all__ = [
     "EScAIPForcesTrainer",
     "EScAIPGradientEnergyForceHead",
     "EScAIPRank2Head",
+    "InvariantEquiformerV2Backbone",
+    "InvariantEquiformerV2ForceHead",
     "OCPCalculator",
     "import_original",
 ]
@@ -49,6 +51,8 @@ _HOMES = {
     "EScAIPForcesTrainer": "plugin.trainer",
     "EScAIPGradientEnergyForceHead": "plugin.models",
     "EScAIPRank2Head": "plugin.models",
+    "InvariantEquiformerV2Backbone": "plugin.invariant_equiformer_v2",
+    "InvariantEquiformerV2ForceHead": "plugin.invariant_equiformer_v2",
     "OCPCalculator": "plugin.calculator",
     "import_original": "plugin.original",
 }

@@ -121,14 +121,40 @@ def bond_orientational_order(direction_NK3: Tensor, mask_NK: Tensor, lmax: int) 
     Returns:
         Shape (N, lmax + 1).
     """
-    orders = list(range(lmax + 1))
+    mean_NY = masked_mean(harmonics_up_to(lmax, direction_NK3), mask_NK)
+    return orders_of(mean_NY, lmax).to(direction_NK3.dtype)
+
+
+def harmonics_up_to(lmax: int, direction_X3: Tensor) -> Tensor:
+    """Real spherical harmonics of all orders l = 0 .. lmax side by side (e3nn's ``component``), in float64.
+
+    Args:
+        lmax: Highest order.
+        direction_X3: Unit vectors, shape (..., 3).
+
+    Returns:
+        Shape (..., (lmax + 1)²).
+    """
     # In float64: harmonics of symmetric neighbourhoods cancel, and the norm of what is left magnifies its rounding.
-    dtype, direction_NK3 = direction_NK3.dtype, direction_NK3.double()
-    harmonics = o3.spherical_harmonics(orders, direction_NK3, normalize=False, normalization="component")
-    mean = masked_mean(harmonics, mask_NK)
+    harmonics: Tensor = o3.spherical_harmonics(
+        list(range(lmax + 1)), direction_X3.double(), normalize=False, normalization="component"
+    )
+    return harmonics
+
+
+def orders_of(mean_NY: Tensor, lmax: int) -> Tensor:
+    """Bond-orientational orders from the mean harmonics of neighbourhoods: the norm of every order's components.
+
+    Args:
+        mean_NY: Shape (N, (lmax + 1)²).
+        lmax: Highest order.
+
+    Returns:
+        Shape (N, lmax + 1).
+    """
     # A fixed assignment of the (lmax+1)² components to their orders, as sums over slices.
-    squared = [block.square().sum(dim=-1) for block in mean.split([2 * order + 1 for order in orders], dim=-1)]
-    return smooth_norm(torch.stack(squared, dim=-1), BOO_FLOOR).to(dtype)
+    blocks = mean_NY.split([2 * order + 1 for order in range(lmax + 1)], dim=-1)
+    return smooth_norm(torch.stack([block.square().sum(dim=-1) for block in blocks], dim=-1), BOO_FLOOR)
 
 
 def angle_cosines(direction_NK3: Tensor) -> Tensor:

@@ -57,10 +57,11 @@ OUTPUT = _words(
 )
 EVALUATION = frozenset({"metrics", "primary_metric"})
 
-STOCK_TRAINERS = _words(
-    "ocp energy forces equiformerv2_forces equiformerv2_energy equiformerv2_dens escaip_forces",
-    EScAIPForcesTrainer.import_path,
-)
+OWN_TRAINING_SET = _words("fraction rotations")
+"""Keys of ``dataset.train`` that this package's trainer reads."""
+
+OWN_TRAINERS = _words("escaip_forces", EScAIPForcesTrainer.import_path)
+STOCK_TRAINERS = OWN_TRAINERS | _words("ocp energy forces equiformerv2_forces equiformerv2_energy equiformerv2_dens")
 """Trainers whose keys are known. Others may read what they like."""
 STOCK_FORMATS = _words("lmdb single_point_lmdb trajectory_lmdb oc22_lmdb ase_read ase_read_multi ase_db")
 

@@ -12,10 +12,11 @@ from fairchem.core.common.registry import registry
 from torch import Tensor, nn
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.plugin.losses import ForceCosineLoss  # the import registers it
 from escaip_fairchem.plugin.trainer.distributed import sum_over_ranks
 
-ROWWISE = ("mae", "mse", "l2mae", "l2norm", "per_atom_mae")
-"""Losses that treat every row by itself, so that rows can be left out after instead of before computing them."""
+ROWWISE = ("mae", "mse", "l2mae", "l2norm", "per_atom_mae", ForceCosineLoss.short_name)
+"""Losses that treat every row by itself and are 0 for rows of zeros: such rows can be blanked instead of left out."""
 
 Normalize = Callable[[str, Tensor, Any], Tensor]
 

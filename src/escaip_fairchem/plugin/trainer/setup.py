@@ -29,6 +29,7 @@ from escaip_fairchem.plugin.trainer.outputs import read_outputs
 from escaip_fairchem.plugin.trainer.resume import RandomState
 from escaip_fairchem.plugin.trainer.schedule import build_schedule
 from escaip_fairchem.plugin.trainer.settings import check_sources, complete_settings
+from escaip_fairchem.plugin.trainer.training_set import TrainingSet
 from escaip_fairchem.plugin.trainer.window import LossWindow
 
 
@@ -140,6 +141,19 @@ class TrainerSetup(OCPTrainer):
 
     def _new_evaluator(self, metrics: dict[str, list[str]]) -> CheckedEvaluator:
         return CheckedEvaluator(self.name, metrics, self.output_targets)
+
+    def load_datasets(self) -> None:
+        """Load the data sets, and make of the training set what its keys ``fraction`` and ``rotations`` say."""
+        super().load_datasets()
+        wanted = TrainingSet.from_settings(self.config["dataset"])
+        if self.train_loader is None or wanted.changes_nothing:
+            return
+        self.train_dataset = wanted.of(self.train_dataset)
+        logging.info(f"training set: {len(self.train_dataset):,} structures after fraction and rotations")
+        self.train_sampler = self.get_sampler(
+            self.train_dataset, self.config["optim"].get("batch_size", 1), shuffle=True
+        )
+        self.train_loader = self.get_dataloader(self.train_dataset, self.train_sampler)
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> DataLoader[Any]:
         """Build a loader; see `build_loader`."""

@@ -1,0 +1,146 @@
+"""What happens to a training set before it is trained on: a share of it is taken, its structures are turned around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from fairchem.core.datasets.base_dataset import BaseDataset, Subset
+from fairchem.core.modules.transforms import decompose_tensor
+from torch import Tensor
+
+from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.nn.config import parse_config
+
+VECTORS = ("pos", "forces", "force", "pos_relaxed", "cell", "cell_relaxed")
+"""Entries of a sample whose rows are vectors."""
+TENSORS = ("stress", "virial")
+"""Entries of a sample that hold one tensor of rank 2, as 3 × 3 or 9 numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotations:
+    """Keys of ``dataset.train.rotations``.
+
+    Attributes:
+        copies: How often every structure occurs, each time in another orientation.
+        seed: Decides the orientations.
+    """
+
+    copies: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise ConfigError(f"copies: must be at least 1, got {self.copies!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """What the training set is to become. Other splits stay as they are.
+
+    Attributes:
+        fraction: Share of it that is taken.
+        rotations: How its structures are turned around, or None.
+    """
+
+    fraction: float = 1.0
+    rotations: Rotations | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> TrainingSet:
+        """Read the keys ``fraction`` and ``rotations`` of ``dataset.train``.
+
+        Raises:
+            ConfigError: A value cannot be used, or contradicts another key.
+        """
+        fraction = settings.get("fraction", 1.0)
+        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0.0 < fraction <= 1.0:
+            raise ConfigError(f"dataset.train.fraction: must be a share above 0 and up to 1, got {fraction!r}")
+        others = [key for key in ("first_n", "sample_n", "no_shuffle") if settings.get(key)]
+        if fraction < 1.0 and others:
+            raise ConfigError(f"dataset.train.fraction: draws structures, as {others[0]} does; give one of them")
+        section = settings.get("rotations")
+        if section is not None and not isinstance(section, Mapping):
+            raise ConfigError(f"dataset.train.rotations: needs the key copies, got {section!r}")
+        rotations = None if section is None else parse_config(Rotations, section, "dataset.train.rotations")
+        return cls(fraction=float(fraction), rotations=rotations)
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether the data set is used as it is."""
+        return self.fraction == 1.0 and self.rotations is None
+
+    def of(self, dataset: Subset) -> BaseDataset[Any]:
+        """Make it from fairchem's data set, whose rows have been shuffled by ``dataset.train.seed``.
+
+        With the same seed, a smaller share is a part of a larger one.
+        """
+        count = max(round(self.fraction * len(dataset)), 1)
+        taken = Subset(dataset.dataset, dataset.indices[:count], metadata=dataset.metadata)
+        return taken if self.rotations is None else RotatedDataset(taken, self.rotations)
+
+
+class RotatedDataset(BaseDataset[Any]):
+    """Every structure several times, each time in another orientation that is always the same.
+
+    Args:
+        dataset: The structures.
+        rotations: How often, and from which seed.
+    """
+
+    def __init__(self, dataset: BaseDataset[Any], rotations: Rotations) -> None:
+        super().__init__(dataset.config)
+        self.dataset = dataset
+        self.rotations = rotations
+        self.num_samples = rotations.copies * len(dataset)
+        self._decomposition = (dataset.config.get("transforms") or {}).get("decompose_tensor")
+
+    @cached_property
+    def _metadata(self) -> Any:
+        return self.dataset._metadata
+
+    def get_metadata(self, attr: str, idx: Any) -> Any:
+        """Entries of the data set's metadata, as fairchem's samplers ask for them."""
+        rows = [int(row) // self.rotations.copies for row in idx] if isinstance(idx, list) else idx
+        return self.dataset.get_metadata(attr, rows if isinstance(idx, list) else int(idx) // self.rotations.copies)
+
+    def __getitem__(self, row: int) -> Any:
+        sample = self.dataset[row // self.rotations.copies]
+        generator = torch.Generator().manual_seed((self.rotations.seed * 1_000_003 + row) % 2**63)
+        sample = turned(sample, random_rotation(generator))
+        return sample if self._decomposition is None else decompose_tensor(sample, self._decomposition)
+
+
+def random_rotation(generator: torch.Generator) -> Tensor:
+    """A rotation matrix drawn evenly from all, shape (3, 3), float64 (Shoemake 1992: a random unit quaternion)."""
+    w, x, y, z = torch.nn.functional.normalize(torch.randn(4, generator=generator, dtype=torch.float64), dim=0).tolist()
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def turned(sample: Any, rotation_33: Tensor) -> Any:
+    """A copy of a sample with everything in it that has a direction turned around.
+
+    Args:
+        sample: With ``pos``, ``cell`` and labels; each entry keeps its dtype and shape.
+        rotation_33: Acts on columns.
+    """
+    sample = sample.clone()
+    for name in VECTORS:
+        value = sample.get(name)
+        if isinstance(value, Tensor):
+            sample[name] = (value.double() @ rotation_33.T).to(value.dtype)
+    for name in TENSORS:
+        value = sample.get(name)
+        if isinstance(value, Tensor):
+            tensor_33 = rotation_33 @ value.double().reshape(3, 3) @ rotation_33.T
+            sample[name] = tensor_33.reshape(value.shape).to(value.dtype)
+    return sample
