@@ -34,9 +34,11 @@ COUNTS = [0.0, 1.0, 0.5, 0.8]  # shares of the slots that atoms use, at least on
 class Case:
     """Random neighbourhoods, some slots empty, and their attention by PyTorch in float32."""
 
-    def __init__(self, slots: int, heads: int, width: int, dtype: torch.dtype, *, angles: bool = True) -> None:
+    def __init__(
+        self, slots: int, heads: int, width: int, dtype: torch.dtype, *, angles: bool = True, dropout: float = 0.0
+    ) -> None:
         features = heads * width
-        self.heads, self.width = heads, width
+        self.heads = heads
         self.count = torch.tensor([max(1, round(share * slots)) for share in COUNTS], device=DEVICE)
         self.mask = torch.arange(slots, device=DEVICE) < self.count.unsqueeze(1)
         self.projected = self.random(len(COUNTS), slots, 3 * features).to(dtype).requires_grad_(True)
@@ -45,6 +47,10 @@ class Case:
         # What follows attention never reads empty slots.
         self.upstream = self.random(len(COUNTS), slots, features).to(dtype) * self.mask.unsqueeze(-1)
         self.leaves = [leaf for leaf in (self.projected, self.direction, self.scale) if leaf is not None]
+        self.attention = NeighborhoodAttention(
+            features, heads, use_angles=False, dropout=dropout, implementation="math"
+        )
+        self.attention.angle_scale = self.scale
 
     @staticmethod
     def random(*shape: int) -> torch.Tensor:
@@ -52,14 +58,11 @@ class Case:
 
     def fused(self, projected: torch.Tensor | None = None) -> torch.Tensor:
         projected = self.projected if projected is None else projected
-        return fused_attention(projected, self.direction, self.count.int(), self.scale, self.heads)
+        dropout = self.attention.active_dropout
+        return fused_attention(projected, self.direction, self.count.int(), self.scale, self.heads, dropout)
 
     def plain(self) -> torch.Tensor:
-        attention = NeighborhoodAttention(
-            self.heads * self.width, self.heads, use_angles=False, dropout=0.0, implementation="math"
-        )
-        attention.angle_scale = self.scale
-        return attention.mix_projected(self.projected.float(), angle_cosines(self.direction), self.mask)
+        return self.attention.mix_projected(self.projected.float(), angle_cosines(self.direction), self.mask)
 
     def gradients(self, outputs: torch.Tensor, names=None) -> list[torch.Tensor]:
         return list(
@@ -113,15 +116,18 @@ def test_unit_vectors_alone_and_not_at_all():
     assert relative_error(case.gradients(case.fused(), [case.direction])[0], expected[1]) < 1e-5
 
 
-def test_nobody_looks_at_empty_slots():
-    case = Case(20, 2, 16, torch.float32)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_nobody_looks_at_empty_slots(dropout):
+    case = Case(20, 2, 16, torch.float32, dropout=dropout)
     empty = ~case.mask.unsqueeze(-1)
+    torch.manual_seed(0)
     clean = case.fused()
     expected = case.gradients(clean)
     with torch.no_grad():
         case.projected.masked_fill_(empty, torch.nan)
         case.direction.masked_fill_(empty, torch.nan)
         case.upstream.masked_fill_(empty, torch.nan)
+    torch.manual_seed(0)
     outputs = case.fused()
     assert torch.equal(outputs, clean)
     assert not outputs[~case.mask].any()
@@ -131,9 +137,10 @@ def test_nobody_looks_at_empty_slots():
             assert not actual[~case.mask].any()
 
 
-def test_an_atom_without_any_slot_gets_zeros():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_an_atom_without_any_slot_gets_zeros(dropout):
     """Padding of a batch to a fixed number of atoms."""
-    case = Case(5, 2, 16, torch.float32)
+    case = Case(5, 2, 16, torch.float32, dropout=dropout)
     case.count[1] = 0
     outputs = case.fused()
     assert outputs.isfinite().all()
@@ -141,11 +148,12 @@ def test_an_atom_without_any_slot_gets_zeros():
     assert all(gradient.isfinite().all() for gradient in case.gradients(outputs))
 
 
-def test_no_atoms():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_no_atoms(dropout):
     projected, direction = torch.zeros(0, 5, 96, device=DEVICE), torch.zeros(0, 5, 3, device=DEVICE)
     count = torch.zeros(0, dtype=torch.int32, device=DEVICE)
     scale = torch.ones((), device=DEVICE, requires_grad=True)
-    outputs = fused_attention(projected, direction, count, scale, 2)
+    outputs = fused_attention(projected, direction, count, scale, 2, dropout)
     assert outputs.shape == (0, 5, 32)
     outputs.sum().backward()
     assert scale.grad == 0
@@ -188,8 +196,9 @@ def test_a_second_derivative_is_refused():
 
 def test_it_is_a_well_behaved_operator():
     case = Case(5, 2, 16, torch.float32)
-    for scale in (case.scale, None):
-        arguments = (case.projected, case.direction, case.count.int(), scale, 2, False)
+    seed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    for scale, dropout in ((case.scale, (None, 0.0)), (None, (None, 0.0)), (case.scale, (seed, 0.3))):
+        arguments = (case.projected, case.direction, case.count.int(), scale, dropout[0], 2, dropout[1], False)
         torch.library.opcheck(torch.ops.escaip.attend, arguments)
 
 
@@ -262,15 +271,6 @@ def test_training_on_conservative_forces_uses_pytorch(uses):
     assert not uses
     for name, reference in expected.items():
         assert error(actual[name], reference, floor=0.1) < 1e-5, name  # terms that may cancel, as above
-
-
-def test_dropout_of_weights_uses_pytorch_in_training_alone(uses):
-    _, fast = models("direct", atten_dropout=0.5)
-    with torch.no_grad():
-        fast.train()(systems())
-        assert not uses
-        fast.eval()(systems())
-        assert len(uses) == 2
 
 
 def test_autocast_hands_halves_to_the_kernel(uses):

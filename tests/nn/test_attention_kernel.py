@@ -18,7 +18,7 @@ from escaip_fairchem.nn.fast.mixing import wants_kernel
 from escaip_fairchem.testing import batch, structures, tiny_predictor
 from escaip_fairchem.testing.predictors import tiny_config
 
-CASES = Path(__file__).with_name("attention_kernel_cases.py")
+CASES = [Path(__file__).with_name(f"attention_kernel_{name}.py") for name in ("cases", "dropout_cases")]
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 
@@ -29,7 +29,7 @@ def run_cases(**variables: str) -> None:
     }
     inherited["PYTHONPATH"] = str(Path(escaip_fairchem.__file__).parents[1])
     process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(CASES)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *map(str, CASES)],
         capture_output=True,
         text=True,
         env={**inherited, **variables},

@@ -90,6 +90,11 @@ class NeighborhoodAttention(nn.Module):
         self.out_projection = nn.Linear(hidden_size, hidden_size)
         self.angle_scale = nn.Parameter(torch.ones(())) if use_angles else None
 
+    @property
+    def active_dropout(self) -> float:
+        """Probability to drop an attention weight in the present mode."""
+        return self.dropout if self.training else 0.0
+
     def forward(self, messages_NKH: Tensor, cosines_NKK: Tensor, mask_NK: Tensor) -> Tensor:
         """Let the edges of every atom attend to each other.
 
@@ -110,7 +115,7 @@ class NeighborhoodAttention(nn.Module):
         heads_N3AKD = projected_NKJ.unflatten(-1, (3, self.num_heads, -1)).permute(0, 2, 3, 1, 4)
         query_NAKD, key_NAKD, value_NAKD = heads_N3AKD.unbind(1)
         mixed_NAKD = self.attend(
-            query_NAKD, key_NAKD, value_NAKD, self._bias(cosines_NKK, mask_NK), self.dropout if self.training else 0.0
+            query_NAKD, key_NAKD, value_NAKD, self._bias(cosines_NKK, mask_NK), self.active_dropout
         )
         return mixed_NAKD.transpose(1, 2).flatten(-2)
 

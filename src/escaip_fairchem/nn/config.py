@@ -72,8 +72,8 @@ class BackboneConfig:
         distance_table: Whether the fast path reads what depends on distances alone from tables at inference.
         attention_kernel: What the fast path attends with: ``torch`` is what ``atten_name`` says, ``triton`` is a kernel
             for GPUs, ``auto`` the kernel wherever it can run. The kernel is never used where it cannot compute the
-            same: in training with ``atten_dropout``, and in training on forces that are derivatives. It is tested by
-            Triton's interpreter and becomes the default when it has been measured on GPUs.
+            same: in training on forces that are derivatives. It is tested by Triton's interpreter and becomes the
+            default when it has been measured on GPUs.
         compile: Whether the fast path is compiled by torch.compile, once per size of batches (``nn.shapes``). Training
             of a conservative model, which needs second derivatives, runs uncompiled all the same.
         cuda_graphs: Whether inference without gradients replays recorded CUDA graphs, one per size of batches.

@@ -124,7 +124,7 @@ class Backbone(nn.Module):
             return Inputs(
                 graph=graph,
                 order_NL=self.bond_orientational_order(graph),
-                mixing=build_mixing(self.config, graph, training=self.training, twice=twice),
+                mixing=build_mixing(self.config, graph, twice=twice),
                 distances=self.distance_terms(graph, parameter_gradients),
             )
 

@@ -72,26 +72,29 @@ class KernelMixing:
     def mix(self, attention: NeighborhoodAttention, projected_CKJ: Tensor, atoms: slice) -> Tensor:
         """Attend, see :class:`Mixing`."""
         return fused_attention(
-            projected_CKJ, self.direction_NK3[atoms], self.count_N[atoms], attention.angle_scale, attention.num_heads
+            projected_CKJ,
+            self.direction_NK3[atoms],
+            self.count_N[atoms],
+            attention.angle_scale,
+            attention.num_heads,
+            attention.active_dropout,
         )
 
 
-def build_mixing(config: BackboneConfig, graph: Graph, *, training: bool, twice: bool) -> Mixing:
+def build_mixing(config: BackboneConfig, graph: Graph, *, twice: bool) -> Mixing:
     """Choose the way of attention and prepare what all layers share.
 
     Args:
         config: Settings.
         graph: Neighbourhoods.
-        training: Whether layers drop out.
         twice: Whether second derivatives will be asked for.
 
     Raises:
         ConfigError: The kernel is demanded where it cannot run.
     """
     direction_NK3 = graph.direction_NK3
-    # Neither random numbers nor a second derivative are to be had from the kernel.
-    needs_torch = twice or (training and config.atten_dropout > 0.0)
-    if not needs_torch and wants_kernel(config, direction_NK3.device, direction_NK3.dtype):
+    # The kernel has no second derivative.
+    if not twice and wants_kernel(config, direction_NK3.device, direction_NK3.dtype):
         return KernelMixing(direction_NK3=direction_NK3, count_N=graph.mask_NK.sum(dim=1, dtype=torch.int32))
     return TorchMixing(cosines_NKK=angle_cosines(direction_NK3), mask_NK=graph.mask_NK)
 

@@ -3,7 +3,9 @@
 A program handles one head of one atom: its at most 64 slots fit into one tile, so that neither logits nor weights nor
 the angle bias ever leave the chip. The backward pass computes the weights again from what the forward pass read, which
 costs less than to write and read anything. Slots beyond an atom's count are neither read nor take part; what is
-written for them is zero. Products of bf16 and fp16 numbers are accumulated, and softmax is taken, in float32.
+written for them is zero. Products of bf16 and fp16 numbers are accumulated, and softmax is taken, in float32. Dropout
+needs no memory either: its random numbers follow from a seed and their place, so that the backward pass makes those of
+the forward pass again.
 
 Legend: J = 3 A D features of a slot, the queries of all heads before the keys before the values. Tiles are
 (slots, slots) or (slots, D), both padded to powers of two.
@@ -108,11 +110,26 @@ def _softmax(logits: tl.tensor, used: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def _dropout(seed: tl.tensor, rows: tl.tensor, ROWS: tl.constexpr, DROPPED: tl.constexpr) -> tl.tensor:
+    """What dropout multiplies this program's weights by: 0 for DROPPED of 2³² random numbers, else what keeps the mean.
+
+    Shape (slots, slots). Philox makes four numbers of 32 bits at a time, for one query and four keys; what it is given
+    beside the seed, these and the program, belongs to no other weight of the call.
+    """
+    # Not ROWS // 4 per query: numbers are not to depend on how many empty slots follow. There are 64 slots at most.
+    place = 16 * rows[:, None] + tl.arange(0, ROWS // 4)[None, :]
+    first, second, third, fourth = tl.philox(tl.load(seed), place, tl.program_id(0), 0, 0)
+    numbers = tl.interleave(tl.interleave(first, third), tl.interleave(second, fourth))
+    return tl.where(numbers >= DROPPED, 4294967296.0 / (4294967296.0 - DROPPED), 0.0)
+
+
+@triton.jit
 def attend(
     projected: tl.tensor,
     directions: tl.tensor,
     counts: tl.tensor,
     scale: tl.tensor,
+    seed: tl.tensor,
     mixed: tl.tensor,
     atom_stride: tl.tensor,
     slot_stride: tl.tensor,
@@ -123,10 +140,11 @@ def attend(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_ANGLES: tl.constexpr,
+    DROPPED: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
-    """``softmax(q kᵀ/√D + s cos) v``."""
+    """``dropout(softmax(q kᵀ/√D + s cos)) v``."""
     # All features of a large batch are more than an int32 can count.
     atom = (tl.program_id(0) // HEADS).to(tl.int64)
     head = tl.program_id(0) % HEADS
@@ -138,6 +156,8 @@ def attend(
     if HAS_ANGLES:
         logits += tl.load(scale).to(tl.float32) * _cosines(directions + atom * slots * 3, rows, used)
     weights = _softmax(logits, used)
+    if DROPPED:
+        weights *= _dropout(seed, rows, ROWS, DROPPED)
     result = _product(weights.to(value.dtype), value, PRECISION, WIDEN)
     start_mixed = mixed + atom * slots * (HEADS * WIDTH) + head * WIDTH
     _store(start_mixed, result, rows, HEADS * WIDTH, slots, WIDTH, COLUMNS)
@@ -150,6 +170,7 @@ def attend_backward(
     directions: tl.tensor,
     counts: tl.tensor,
     scale: tl.tensor,
+    seed: tl.tensor,
     projected_gradient: tl.tensor,
     direction_gradients: tl.tensor,
     scale_gradients: tl.tensor,
@@ -164,13 +185,15 @@ def attend_backward(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     HAS_ANGLES: tl.constexpr,
+    DROPPED: tl.constexpr,
     MOVES: tl.constexpr,
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ) -> None:
     """With weights P, logits S and g the gradient of the output: ``∂v = Pᵀ g``, ``∂S = P ∘ (g vᵀ − rows' Σ P ∘ g vᵀ)``.
 
-    From ∂S follow those of queries, keys, the scale and (MOVES) the unit vectors; the latter two are this head's share.
+    Where dropout multiplies P by Z, ``P ∘ Z`` stands for P in ∂v, and ``Z ∘ g vᵀ`` for ``g vᵀ`` in ∂S. From ∂S follow
+    those of queries, keys, the scale and (MOVES) the unit vectors; the latter two are this head's share.
     """
     program = tl.program_id(0).to(tl.int64)
     atom, head = program // HEADS, tl.program_id(0) % HEADS
@@ -188,6 +211,11 @@ def attend_backward(
         logits += tl.load(scale).to(tl.float32) * cosines
     weights = _softmax(logits, used)
     weight_gradient = _product(upstream, tl.trans(value), PRECISION, WIDEN)
+    kept_weights = weights
+    if DROPPED:
+        factors = _dropout(seed, rows, ROWS, DROPPED)
+        weight_gradient *= factors
+        kept_weights *= factors
     along = tl.sum(weights * weight_gradient, 1)
     logit_gradient = weights * (weight_gradient - along[:, None])
     if HAS_ANGLES:
@@ -204,5 +232,5 @@ def attend_backward(
     _store(start_out, result, rows, stride, slots, WIDTH, COLUMNS)
     result = _product(tl.trans(scaled), query, PRECISION, WIDEN)
     _store(start_out + HEADS * WIDTH, result, rows, stride, slots, WIDTH, COLUMNS)
-    result = _product(tl.trans(weights.to(value.dtype)), upstream, PRECISION, WIDEN)
+    result = _product(tl.trans(kept_weights.to(value.dtype)), upstream, PRECISION, WIDEN)
     _store(start_out + 2 * HEADS * WIDTH, result, rows, stride, slots, WIDTH, COLUMNS)
