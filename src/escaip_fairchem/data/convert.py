@@ -75,7 +75,7 @@ def convert(
     Raises:
         DataError: Nothing matches, nothing is usable, or the folder holds something else.
     """
-    sources = find_files(inputs, exclude=out)
+    sources = find_files(inputs, exclude=out, form=options.form)
     decides = {**asdict(options), "inputs": _fingerprints(sources)}
     manifest = Manifest.of("escaip data convert", decides, later=LATER)
     with claim(out, manifest, outputs=OUTPUTS, overwrite=overwrite) as claimed:

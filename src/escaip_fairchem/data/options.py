@@ -11,6 +11,7 @@ from escaip_fairchem.errors import DataError, nearest
 from .checks import Limits
 from .defaults import SHARD_ROWS
 from .labels import LabelOptions
+from .raw import RAW_FORMATS
 from .sources import DATABASE_FORMS
 from .splits import SplitOptions
 
@@ -20,7 +21,7 @@ class ConvertOptions:
     """Everything but the input that decides what a conversion writes.
 
     Attributes:
-        form: ASE's name of the input's format; None recognises each file.
+        form: ASE's name of the input's format, or a raw format's; None recognises each file.
         labels: Where the labels are, and their units.
         limits: What is usable.
         split: How to divide the structures.
@@ -53,9 +54,9 @@ class ConvertOptions:
 
 
 def _check_format(form: str | None) -> None:
-    if form is None or form in DATABASE_FORMS:
+    if form is None or form in DATABASE_FORMS or form in RAW_FORMATS:
         return
     if form not in ioformats:
-        raise DataError(f"--format: ASE knows no format {form!r}{nearest(form, ioformats)}")
+        raise DataError(f"--format: ASE knows no format {form!r}{nearest(form, [*ioformats, *RAW_FORMATS])}")
     if not ioformats[form].can_read:
         raise DataError(f"--format: ASE writes {form!r}, but cannot read it")

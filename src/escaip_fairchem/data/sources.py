@@ -25,7 +25,7 @@ from escaip_fairchem.errors import DataError
 
 from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
 
-Kind = Literal["xyz", "database", "trajectory", "other"]
+Kind = Literal["xyz", "database", "trajectory", "raw", "other"]
 CHUNK_FRAMES = 500
 NO_STRUCTURE = "the file holds no structure"
 NO_FILE = "neither a file nor a folder: a link to nothing, or a device"
@@ -61,6 +61,7 @@ class Chunk:
         at_most: Stop reading after this many; None never does.
         offset: Where the chunk starts in the file, bytes; plain xyz only.
         rows: Ids of the rows; databases only.
+        keys: Names of the parts of the file that the chunk covers; some raw formats only.
         failure: Why the rest of the file cannot be read, where that is known already.
     """
 
@@ -73,6 +74,7 @@ class Chunk:
     at_most: int | None = None
     offset: int = 0
     rows: tuple[int, ...] = ()
+    keys: tuple[str, ...] = ()
     failure: str = ""
 
 
@@ -89,12 +91,39 @@ class Unreadable:
     rest: bool = False
 
 
-def find_files(inputs: Sequence[str], *, exclude: Path) -> list[Source]:
+@dataclass(frozen=True, kw_only=True)
+class RawFormat:
+    """A format in which a benchmark's data are published and that ASE does not read.
+
+    Attributes:
+        name: What ``--format`` calls it.
+        accepts: Whether a file found in a folder is one of this format's, by its name.
+        plan: Divides a file into chunks of kind ``raw``, at most so many structures if a limit is given. The plan depends
+            on the file alone.
+        read: Yields the structures of a chunk with labels as ``Atoms.info`` and ``Atoms.arrays`` have them, or a
+            stand-in for each that cannot be read.
+    """
+
+    name: str
+    accepts: Callable[[Path], bool]
+    plan: Callable[[Source, int | None], Iterator[Chunk]]
+    read: Callable[[Chunk], Iterator[Atoms | Unreadable]]
+
+
+def raw_format(name: str | None) -> RawFormat | None:
+    """Look a raw format up by its name; None for formats of ASE's."""
+    from .raw import RAW_FORMATS  # whose modules import this one
+
+    return RAW_FORMATS.get(name or "")
+
+
+def find_files(inputs: Sequence[str], *, exclude: Path, form: str | None = None) -> list[Source]:
     """Expand files, folders (searched through, hidden names left out) and glob patterns.
 
     Args:
         inputs: As given on the command line.
         exclude: Folder that is being written into, whose files are no input.
+        form: Name of the format of all files. A raw format takes its own files alone out of folders and patterns.
 
     Returns:
         Every file once, in the order of the inputs, those of a folder or pattern sorted.
@@ -103,10 +132,14 @@ def find_files(inputs: Sequence[str], *, exclude: Path) -> list[Source]:
         DataError: An input matches nothing.
     """
     paths: dict[Path, Path] = {}
+    raw = raw_format(form)
     for given in inputs:
         found = [path for path in _expand(given) if real_path(exclude) not in real_path(path).parents]
+        if raw is not None and found != [Path(given).expanduser()]:
+            found = [path for path in found if raw.accepts(path)]
         if not found:
-            raise DataError(f"no file matches {given!r}; give files, folders or patterns such as 'runs/*/OUTCAR'")
+            kind = "" if raw is None else f" of the format {raw.name}"
+            raise DataError(f"no file{kind} matches {given!r}; give files, folders or patterns such as 'runs/*/OUTCAR'")
         for path in found:
             paths.setdefault(real_path(path), path)
     resolved = list(paths)
@@ -172,6 +205,10 @@ def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[
         yield Chunk(number=0, source=source, kind="other", form="", failure=NO_FILE)
         return
     try:
+        raw = raw_format(form)
+        if raw is not None:
+            yield from raw.plan(source, limit)
+            return
         kind, recognised = _recognise(source.path, form)
         if kind == "xyz" and get_compression(str(source.path))[1] is None:
             yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
@@ -244,7 +281,9 @@ def read_chunk(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     try:
         wanted = chunk.at_most if chunk.count is None else chunk.count
         empty = True
-        for item in itertools.islice(readers[chunk.kind](chunk), wanted):
+        raw = raw_format(chunk.form)
+        read = readers[chunk.kind] if raw is None else raw.read
+        for item in itertools.islice(read(chunk), wanted):
             empty = False
             yield item
         if empty:

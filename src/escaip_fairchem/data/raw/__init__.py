@@ -1,0 +1,12 @@
+"""Formats in which benchmarks are published, one module each.
+
+A module defines a :class:`~escaip_fairchem.data.sources.RawFormat`; ``escaip data convert --format NAME`` reads it then, and
+the benchmark's own command on top of that.
+"""
+
+from __future__ import annotations
+
+from escaip_fairchem.data.sources import RawFormat
+
+RAW_FORMATS: dict[str, RawFormat] = {raw.name: raw for raw in ()}
+"""By name."""
