@@ -1,4 +1,4 @@
-"""Every benchmark's data in little, in the format in which it is published, at the place where configurations expect it.
+"""Every benchmark's data in little, in the format in which it is published, where its configurations expect it.
 
 What is written here is converted by the commands that users run; only OC22's files are published ready for use.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import lzma
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import ase.units
@@ -67,14 +67,13 @@ def write_s2ef(folder: Path, structures: Sequence[Atoms]) -> None:
     """One file of frames and one of their ids and reference energies, compressed."""
     frames, lines = [], []
     for index, atoms in enumerate(structures):
+        columns = zip(atoms.get_chemical_symbols(), atoms.positions, atoms.get_tags(), atoms.get_forces(), strict=True)
         rows = [
-            f"{symbol} {' '.join(f'{x:.8f}' for x in position)} {int(tag > 0)} {tag} {' '.join(f'{f:.8f}' for f in force)}"
-            for symbol, position, tag, force in zip(
-                atoms.get_chemical_symbols(), atoms.positions, atoms.get_tags(), atoms.get_forces(), strict=True
-            )
+            f"{symbol} {numbers(position)} {'T' if tag > 0 else 'F'} {tag} {numbers(force)}"
+            for symbol, position, tag, force in columns
         ]
         energy = atoms.get_potential_energy()
-        cell = " ".join(f"{x:.8f}" for x in atoms.cell.array.reshape(-1))
+        cell = numbers(atoms.cell.array.reshape(-1))
         frames.append(
             f'{len(atoms)}\nLattice="{cell}" Properties=species:S:1:pos:R:3:move_mask:L:1:tags:I:1:forces:R:3 '
             f'energy={energy:.8f} free_energy={energy:.8f} pbc="T T T"\n' + "\n".join(rows) + "\n"
@@ -82,6 +81,11 @@ def write_s2ef(folder: Path, structures: Sequence[Atoms]) -> None:
         lines.append(f"random{100 + index // 2},frame{index % 2},{energy - 0.5 * index:.8f}\n")
     (folder / "0.extxyz.xz").write_bytes(lzma.compress("".join(frames).encode()))
     (folder / "0.txt.xz").write_bytes(lzma.compress("".join(lines).encode()))
+
+
+def numbers(values: Iterable[float]) -> str:
+    """As extended XYZ has them."""
+    return " ".join(f"{value:.8f}" for value in values)
 
 
 def make_oc22(raw: Path, data: Path) -> None:

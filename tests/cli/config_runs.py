@@ -5,10 +5,8 @@ Importing takes most of the time of a short run, and there are many configuratio
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -61,16 +59,12 @@ def run_config(words: Sequence[str], folder: Path, after: Any) -> RunResult:
 
 
 def _run(words: list[str], folder: Path, after: Any, sender: Connection, log: Path) -> None:
+    os.chdir(folder)
+    with log.open("w") as stream:  # also what libraries print, and the traceback of whatever goes wrong
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
     from escaip_fairchem.cli.fairchem import main
 
-    os.chdir(folder)
-    status, value = -3, None
-    with log.open("w") as stream, contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
-        try:
-            status = main(["main", *words])
-            value = after(folder) if status == 0 else None
-        except BaseException:
-            traceback.print_exc()
-            status = status or -4
-    sender.send((status, value))
+    status = main(["main", *words])
+    sender.send((status, after(folder) if status == 0 else None))
     sender.close()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import escaip_fairchem  # noqa: F401 # isort: skip -- first: fairchem cannot be imported everywhere without it
+import escaip_fairchem  # isort: skip -- first: fairchem cannot be imported everywhere without it
 
-import fairchem.core.models.equiformer_v2.equiformer_v2
-import fairchem.core.trainers
+import importlib
+
 import torch
 
-import escaip_fairchem.plugin.launch  # noqa: F401
-
+for name in ("fairchem.core.models.equiformer_v2.equiformer_v2", "fairchem.core.trainers"):
+    importlib.import_module(name)
+importlib.import_module(f"{escaip_fairchem.__name__}.plugin.launch")
 torch.set_num_threads(1)

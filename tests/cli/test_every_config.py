@@ -1,4 +1,4 @@
-"""Every shipped configuration trains, validates, saves and opens in ``OCPCalculator``, on data in its benchmark's format.
+"""Every shipped configuration trains, validates, saves and opens in ``OCPCalculator``, on its benchmark's format.
 
 Configurations are found by looking for them, so none escapes. Only sizes are overridden, on the command line, as a user
 would; the data lie where the configurations say.
