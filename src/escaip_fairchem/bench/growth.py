@@ -13,7 +13,7 @@ from escaip_fairchem.bench.timing import Timer
 PASSES_AT_ONCE = 5
 """Of the smallest system; their median counts."""
 BUDGETS = 5.0
-"""Of a case's usual budget, how many each size gets: its times are of seconds to minutes, and single ones say little."""
+"""How many of a case's usual budgets each size gets: a pass takes up to minutes, and a single one says little."""
 
 
 def measure_growth(case: GrowthCase) -> Outcome:

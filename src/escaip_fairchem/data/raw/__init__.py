@@ -8,5 +8,7 @@ from __future__ import annotations
 
 from escaip_fairchem.data.sources import RawFormat
 
-RAW_FORMATS: dict[str, RawFormat] = {raw.name: raw for raw in ()}
+_ALL: tuple[RawFormat, ...] = ()
+
+RAW_FORMATS = {raw.name: raw for raw in _ALL}
 """By name."""
