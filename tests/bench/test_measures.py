@@ -21,16 +21,19 @@ from escaip_fairchem.bench.cases import (
     DynamicsCase,
     GrowthCase,
     NeighborCase,
+    Outcome,
     TrainerCase,
     case_from,
     outcome_from,
 )
 from escaip_fairchem.bench.dynamics import measure_dynamics
+from escaip_fairchem.bench.efficiency import measure_efficiency
 from escaip_fairchem.bench.floors import escaip_flops_per_atom
 from escaip_fairchem.bench.frames import join, make_bulk
 from escaip_fairchem.bench.growth import measure_growth
 from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
+from escaip_fairchem.bench.options import Options
 from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
 from escaip_fairchem.bench.searches import measure_search
 from escaip_fairchem.bench.timing import Timer
@@ -272,3 +275,26 @@ def test_cases_are_plain_data():
     assert case_from(case.as_dict()) == case
     assert dataclasses.replace(case, seed=8) != case
     assert math.isnan(outcome_from(measure(passes(variant="plain", batches=1)).as_dict()).flops) is False
+
+
+def test_on_the_cpu_all_models_take_a_size_before_any_takes_the_next():
+    taken: list[tuple[str, str, int]] = []
+
+    class Runner:
+        def one(self, case: Any) -> Outcome:
+            taken.append((case.model, case.mode, case.batch_size))
+            status = NOT_AVAILABLE if case.model == "schnet" else "measured"
+            return Outcome(case=case, status=status, reason="gone", seconds=[1.0])
+
+        def drop(self, case: Any, reason: str) -> Outcome:
+            return Outcome(case=case, status="dropped", reason=reason)
+
+    class Session:
+        options = Options(models=["escaip-tiny:fast", "schnet"], batch_sizes=[1, 100])
+        runner = Runner()
+
+    outcomes = measure_efficiency(Session())
+    assert taken == [(model, mode, 1) for model in ("escaip-tiny", "schnet") for mode in ("inference", "training")]
+    listed = [(outcome.case.model, outcome.case.mode, outcome.case.batch_size) for outcome in outcomes]
+    assert listed == sorted(listed, key=lambda row: (row[0], row[1], row[2]))
+    assert [outcome.status for outcome in outcomes] == [*["measured", "dropped"] * 2, NOT_AVAILABLE, NOT_AVAILABLE]

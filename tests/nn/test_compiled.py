@@ -11,6 +11,7 @@ import torch
 
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.nn.fast.compiled import CompiledRegions
+from escaip_fairchem.nn.fast.products import accumulate
 from escaip_fairchem.nn.graph import build_graph
 from escaip_fairchem.nn.shapes import bucket, pad_graph
 from escaip_fairchem.testing import KINDS, batch, relative_error, structures, tiny_config, tiny_predictor
@@ -188,6 +189,26 @@ def test_dropout_is_drawn_anew():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler for the CPU")
+@pytest.mark.parametrize("gradients", [False, True])
+def test_sums_begin_in_float32_under_autocast(gradients):
+    """Inductor of torch 2.4 drops sums with zeros, and with them their type."""
+
+    def sums(inputs, weight):
+        total = torch.zeros(2 * len(inputs), len(weight))
+        first = accumulate(total[: len(inputs)], inputs, weight)
+        return accumulate(first, inputs, weight), total
+
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(6, 8, generator=generator), torch.randn(4, 8, generator=generator)
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, actual = sums(inputs, weight), torch.compile(sums)(inputs, weight)
+    for value, reference in zip(actual, expected, strict=True):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, reference)
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler for the CPU")
 def test_the_default_compiler():
     plain, compiled = pair("energy", backend="inductor")

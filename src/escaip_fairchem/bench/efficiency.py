@@ -45,35 +45,65 @@ def run_efficiency(session: Session) -> list[Table]:
 
 
 def measure_efficiency(session: Session) -> list[Outcome]:
-    """Measure every model in both modes, small batches first."""
+    """Measure every model in both modes, small batches first.
+
+    On the CPU all models take a size before any takes the next, so that a time limit costs large batches rather than
+    whole models. On a GPU a model stays in its process for all sizes.
+    """
     options = session.options
-    outcomes: list[Outcome] = []
-    for name in options.names(USUAL_MODELS, QUICK_MODELS):
-        if name.model == SECOND_FAIRCHEM:
-            outcomes += measure_second_fairchem(session)
-            continue
-        for mode in MODES:
-            outcomes += _ascending(session, name, mode)
-    return outcomes
+    names = options.names(USUAL_MODELS, QUICK_MODELS)
+    ladders = [Ladder(session, name, mode) for name in names if name.model != SECOND_FAIRCHEM for mode in MODES]
+    sizes = options.sizes(USUAL_SIZES[options.device], (1, 2))
+    elsewhere: list[Outcome] = []
+    if options.device == "cpu":
+        for number, size in enumerate(sizes):
+            for ladder in ladders:
+                ladder.climb(size)
+            if number == 0 and any(name.model == SECOND_FAIRCHEM for name in names):
+                elsewhere = measure_second_fairchem(session)
+    else:
+        for ladder in ladders:
+            for size in sizes:
+                ladder.climb(size)
+        if any(name.model == SECOND_FAIRCHEM for name in names):
+            elsewhere = measure_second_fairchem(session)
+    return [outcome for ladder in ladders for outcome in ladder.outcomes] + elsewhere
 
 
-def _ascending(session: Session, name: ModelName, mode: str) -> list[Outcome]:
-    """One model over growing batches, until something is in the way of larger ones."""
-    options = session.options
-    batches = QUICK_BATCHES if options.quick else BATCHES
-    outcomes: list[Outcome] = []
-    before = 0
-    for size in options.sizes(USUAL_SIZES[options.device], (1, 2)):
+class Ladder:
+    """One model in one mode over growing batches, until something is in the way of larger ones.
+
+    Args:
+        session: The run.
+        name: The model.
+        mode: ``inference`` or ``training``.
+    """
+
+    def __init__(self, session: Session, name: ModelName, mode: str) -> None:
+        self.session = session
+        self.name = name
+        self.mode = mode
+        self.outcomes: list[Outcome] = []
+        self._before = 1
+
+    def climb(self, size: int) -> None:
+        """Measure a batch size, the next larger one, or say why not."""
+        last = self.outcomes[-1] if self.outcomes else None
+        if last is not None and last.status == NOT_AVAILABLE:
+            return
+        options = self.session.options
         case = PassCase(
-            **options.common, model=name.model, variant=name.variant, mode=mode, batch_size=size, batches=batches
+            **options.common,
+            model=self.name.model,
+            variant=self.name.variant,
+            mode=self.mode,
+            batch_size=size,
+            batches=QUICK_BATCHES if options.quick else BATCHES,
         )
-        last = outcomes[-1] if outcomes else None
-        reason = why_not_larger(last, growth=size / max(before, 1), longest=LONGEST_PASS[options.device])
-        outcomes.append(session.runner.drop(case, reason) if reason else session.runner.one(case))
-        before = size
-        if outcomes[-1].status == NOT_AVAILABLE:
-            break
-    return outcomes
+        reason = why_not_larger(last, growth=size / self._before, longest=LONGEST_PASS[options.device])
+        runner = self.session.runner
+        self.outcomes.append(runner.drop(case, reason) if reason else runner.one(case))
+        self._before = size
 
 
 def floor_of(outcome: Outcome, precision: str) -> Floor:

@@ -22,7 +22,8 @@ def accumulate(total: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
         weight: Shape (out, in).
     """
     if torch.is_autocast_enabled(total.device.type) or total.dtype != inputs.dtype:
-        product = functional.linear(inputs, weight)
+        # Cast first: compilers of torch 2.4 take a sum with zeros for its other part, whatever the types.
+        product = functional.linear(inputs, weight).to(total.dtype)
         return total + product if torch.is_grad_enabled() else total.add_(product)
     flat, rows = total.reshape(-1, total.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
     if not torch.is_grad_enabled():
