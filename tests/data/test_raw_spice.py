@@ -50,6 +50,13 @@ def test_numbers_worked_out_by_hand(tmp_path: Path):
     assert data["converted_from"] == "s.hdf5:0"
 
 
+def test_texts_are_read_in_any_shape(tmp_path: Path):
+    for number, subset in enumerate((b"one", [b"one"], [[b"one"]])):
+        write_spice(tmp_path / f"{number}.hdf5", {"a": spice_group("C", [6]) | {"subset": subset}})
+        convert([str(tmp_path / f"{number}.hdf5")], tmp_path / f"out{number}", ALL)
+        assert stored(tmp_path / f"out{number}")["a", 0][1]["subset"] == "one"
+
+
 def test_total_energies_get_references_and_formation_energies_none(tmp_path: Path):
     file = str(write_spice(tmp_path / "s.hdf5", {"w": spice_group("O", [8, 1, 1], frames=4)}))
     convert([file], tmp_path / "formation", SpiceOptions(split=TRAIN_ONLY).convert_options())

@@ -1,7 +1,7 @@
 """Formats in which benchmarks are published, one module each.
 
-A module defines a :class:`~escaip_fairchem.data.sources.RawFormat`; ``escaip data convert --format NAME`` reads it
-then, and the benchmark's own command on top of that.
+A module defines a :class:`~escaip_fairchem.data.sources.RawFormat`, which ``escaip data convert --format NAME`` reads
+and which the benchmark's own command stands on.
 """
 
 from __future__ import annotations
@@ -12,5 +12,7 @@ from .molecule_npz import MD22, RMD17
 from .mptrj import MPTRJ
 from .spice import SPICE
 
-RAW_FORMATS: dict[str, RawFormat] = {raw.name: raw for raw in (MD22, MPTRJ, RMD17, SPICE)}
+_ALL: tuple[RawFormat, ...] = (MD22, MPTRJ, RMD17, SPICE)
+
+RAW_FORMATS = {raw.name: raw for raw in _ALL}
 """By name."""

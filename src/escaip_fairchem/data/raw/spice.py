@@ -137,7 +137,7 @@ def _about(key: str, group: h5py.Group) -> dict[str, Any]:
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
-    return [str(_text(item)) for item in np.atleast_1d(dataset[()])]
+    return [str(_text(item)) for item in np.ravel(dataset[()])]
 
 
 def _text(value: Any) -> str | None:
