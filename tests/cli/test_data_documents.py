@@ -41,8 +41,16 @@ def test_every_reason_and_column_is_described():
 
 
 def test_every_option_that_is_described_exists():
+    """In a section about a command, named in its heading, with that command; elsewhere with `convert`."""
     parser = argparse.ArgumentParser()
     data.add_parser(parser.add_subparsers())
-    convert = parser._subparsers._group_actions[0].choices["data"]._subparsers._group_actions[0].choices["convert"]
-    known = set(convert._option_string_actions)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DATASETS)) <= known
+    commands = parser._subparsers._group_actions[0].choices["data"]._subparsers._group_actions[0].choices
+    described = set()
+    for section in re.split(r"^#+ ", DATASETS, flags=re.MULTILINE):
+        heading = section.split("\n", maxsplit=1)[0]
+        names = re.findall(r"`escaip data (\w+)`", heading) or ["convert"]
+        described |= set(names)
+        for name in names:
+            options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))
+            assert options <= set(commands[name]._option_string_actions), (heading, name)
+    assert {"spice", "mptrj", "md22", "rmd17"} <= described

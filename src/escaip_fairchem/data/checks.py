@@ -24,6 +24,7 @@ class Reason(str, Enum):
     UNREADABLE_FRAME = "unreadable frame"
     EMPTY = "no atoms"
     UNKNOWN_ELEMENT = "unknown element"
+    NOT_SELECTED = "outside the selection"
     BAD_CELL = "periodic without a cell"
     MALFORMED = "malformed label"
     NOT_FINITE = "not finite"
@@ -51,11 +52,15 @@ class Limits:
         require: Labels that must be there.
         min_distance: Two atoms closer than this (Å), images included, overlap. 0 accepts any distance.
         max_force: No atom may feel a larger |F| (eV/Å). Infinity accepts any force.
+        elements: Atomic numbers that may occur; None accepts any.
+        neutral: The total charge, which is among ``info`` as ``charge``, must be known and zero.
     """
 
     require: tuple[str, ...] = defaults.REQUIRE
     min_distance: float = defaults.MIN_DISTANCE
     max_force: float = defaults.MAX_FORCE
+    elements: tuple[int, ...] | None = None
+    neutral: bool = False
 
     def __post_init__(self) -> None:
         for label in self.require:
@@ -70,7 +75,7 @@ class Limits:
 
 def find_problem(structure: Structure, limits: Limits) -> Problem | None:
     """Return the first thing that makes a structure unusable, or None."""
-    for check in (_check_contents, _check_finite, _check_labels, _check_distances, _check_forces):
+    for check in (_check_contents, _check_selection, _check_finite, _check_labels, _check_distances, _check_forces):
         problem = check(structure, limits)
         if problem is not None:
             return problem
@@ -85,6 +90,20 @@ def _check_contents(structure: Structure, limits: Limits) -> Problem | None:
         atom = int(np.argmax(odd))
         return Problem(Reason.UNKNOWN_ELEMENT, f"atom {atom} has atomic number {structure.numbers[atom]}")
     return None
+
+
+def _check_selection(structure: Structure, limits: Limits) -> Problem | None:
+    if limits.elements is not None:
+        others = set(structure.numbers.tolist()) - set(limits.elements)
+        if others:
+            symbols = ", ".join(chemical_symbols[number] for number in sorted(others))
+            return Problem(Reason.NOT_SELECTED, f"holds {symbols}")
+    if not limits.neutral:
+        return None
+    charge = structure.info.get("charge")
+    if charge is None:
+        return Problem(Reason.NOT_SELECTED, "the charge is not known")
+    return Problem(Reason.NOT_SELECTED, f"the charge is {charge:+d}") if charge else None
 
 
 def _check_finite(structure: Structure, limits: Limits) -> Problem | None:

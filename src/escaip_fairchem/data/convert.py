@@ -21,7 +21,7 @@ from escaip_fairchem.errors import DataError
 from .checks import LABELS, Reason
 from .claims import Claim, abandon, claim, keep, publish
 from .collection import Collection, collect, groups_for_split
-from .dataset_yaml import Section, render
+from .dataset_yaml import Section, render, scale_files
 from .manifest import Manifest
 from .notes import notes
 from .options import ConvertOptions
@@ -36,9 +36,10 @@ from .statistics import Normalizer, fit_element_references, fit_normalizers
 from .writer import rewrite_ase_row, save_npz, save_text, write_split
 
 REFERENCES = "element_references.npz"
+NORMALIZERS = "normalizers"
 # Options that matter only once everything has been read.
-LATER = ("split", "linear_references", "subtract_references", "shard_rows")
-OUTPUTS = (*SPLITS, "dataset.yml", "dataset_conservative.yml", REFERENCES, "summary.json", "report.txt")
+LATER = ("split", "linear_references", "subtract_references", "shard_rows", "remarks")
+OUTPUTS = (*SPLITS, "dataset.yml", "dataset_conservative.yml", REFERENCES, NORMALIZERS, "summary.json", "report.txt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ def _rows(
 
 
 def _write_sections(fit: _Fit, used: Sequence[str], options: ConvertOptions, claimed: Claim) -> None:
-    """Write references and dataset sections."""
+    """Write references, scales and dataset sections."""
     if fit.references is not None:
         save_npz(claimed.new / REFERENCES, element_references=fit.references)
     named = fit.references is not None and not options.subtract_references
@@ -188,6 +189,12 @@ def _write_sections(fit: _Fit, used: Sequence[str], options: ConvertOptions, cla
         normalizers=fit.normalizers,
         references=claimed.out / REFERENCES if named else None,
     )
+    (claimed.new / NORMALIZERS).mkdir()
+    for name, normalizer in scale_files(section).items():
+        # Arrays without axes: fairchem makes buffers of them, and asks whether the scale is true.
+        save_npz(
+            claimed.new / NORMALIZERS / f"{name}.npz", mean=np.array(normalizer.mean), rmsd=np.array(normalizer.rmsd)
+        )
     save_text(claimed.new / "dataset.yml", render(section))
-    if {"energy", "forces"} <= fit.labels:
+    if section.serves_conservative_models:
         save_text(claimed.new / "dataset_conservative.yml", render(section.conservative()))

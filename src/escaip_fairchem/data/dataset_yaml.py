@@ -35,9 +35,25 @@ class Section:
     references: Path | None
     shared_scale: bool = False
 
+    @property
+    def serves_conservative_models(self) -> bool:
+        """Whether energies and forces are there, of which one is the derivative of the other."""
+        return {"energy", "forces"} <= self.labels
+
     def conservative(self) -> Section:
         """Return the same section for conservative models, with one scale for all targets."""
         return replace(self, normalizers=shared_scale(self.normalizers), shared_scale=True)
+
+
+def scale_files(section: Section) -> dict[str, Normalizer]:
+    """Return what a configuration may name one by one, by file name: ``normalizer: {energy: {file: …}}``.
+
+    Every target has its own scale, and ``conservative_<target>`` the one that all targets share.
+    """
+    files = dict(section.normalizers)
+    if section.serves_conservative_models:
+        files |= {f"conservative_{name}": value for name, value in section.conservative().normalizers.items()}
+    return files
 
 
 def render(section: Section) -> str:

@@ -20,6 +20,15 @@ SPLIT = (0.9, 0.05, 0.05)
 SEED = 0
 SHARD_ROWS = 50_000
 
+# Published sets: 95 % of SPICE's molecules for training and validation, 95 % of MPtrj's materials for training.
+SPICE_ENERGIES: Final = ("formation", "total")
+SPICE_SELECTIONS: Final = ("mace-off", "all")
+SPICE_SPLIT = (0.93, 0.02, 0.05)
+MPTRJ_ENERGIES: Final = ("corrected", "uncorrected")
+MPTRJ_SPLIT = (0.95, 0.05)
+MPTRJ_SPLIT_BY = "mp_id"
+MOLECULE_SETS: Final = ("md22", "rmd17")
+
 DEMO_TRAIN = 2000
 DEMO_EVALUATED = 200
 DEMO_FORMATS: Final = ("lmdb", "aselmdb")

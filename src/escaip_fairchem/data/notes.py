@@ -35,6 +35,7 @@ def notes(
         normalizers: Fitted to the training split.
     """
     return [
+        *options.remarks,
         *_about_energy(collection, options, labels, normalizers),
         *_about_labels(collection, labels, normalizers),
         *_about_names(collection, options),

@@ -31,6 +31,7 @@ class ConvertOptions:
             which fairchem collates them, rounds away what matters.
         limit: Read this many structures at most.
         shard_rows: Structures per file.
+        remarks: Sentences for the report, about what the other options mean.
     """
 
     form: str | None = None
@@ -42,6 +43,7 @@ class ConvertOptions:
     subtract_references: bool = False
     limit: int | None = None
     shard_rows: int = SHARD_ROWS
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_format(self.form)

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ase.db
 import ase.io
@@ -47,6 +47,14 @@ class Source:
     name: str
 
 
+class Span(NamedTuple):
+    """Where a part of a file is: its first byte, the byte behind it, and how many structures it counts as."""
+
+    start: int
+    end: int
+    structures: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """Some structures of one file: the unit of parallel, resumable work.
@@ -62,6 +70,7 @@ class Chunk:
         offset: Where the chunk starts in the file, bytes; plain xyz only.
         rows: Ids of the rows; databases only.
         keys: Names of the parts of the file that the chunk covers; some raw formats only.
+        spans: Where those parts are; formats that are read from the middle only.
         failure: Why the rest of the file cannot be read, where that is known already.
     """
 
@@ -75,6 +84,7 @@ class Chunk:
     offset: int = 0
     rows: tuple[int, ...] = ()
     keys: tuple[str, ...] = ()
+    spans: tuple[Span, ...] = ()
     failure: str = ""
 
 
@@ -89,6 +99,10 @@ class Unreadable:
 
     detail: str
     rest: bool = False
+
+
+class NotStored:
+    """Stands in ``Atoms.info`` for contents that a raw format leaves out on purpose, so that the report names them."""
 
 
 @dataclass(frozen=True, kw_only=True)

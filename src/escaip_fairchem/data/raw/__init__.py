@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from escaip_fairchem.data.sources import RawFormat
 
-_ALL: tuple[RawFormat, ...] = ()
+from .molecule_npz import MD22, RMD17
+from .mptrj import MPTRJ
+from .spice import SPICE
+
+_ALL: tuple[RawFormat, ...] = (MD22, MPTRJ, RMD17, SPICE)
 
 RAW_FORMATS = {raw.name: raw for raw in _ALL}
 """By name."""

@@ -1,0 +1,165 @@
+"""SPICE: conformations of molecules in HDF5, one group per molecule, in atomic units.
+
+h5py takes a while to import and only this format needs it, so it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms, units
+
+from escaip_fairchem.data import sources
+from escaip_fairchem.data.schema import FloatArray
+from escaip_fairchem.data.sources import Chunk, RawFormat, Source, Unreadable, describe
+from escaip_fairchem.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
+
+LENGTHS = {"bohr": units.Bohr, "angstrom": 1.0, "nanometers": units.nm}
+ENERGIES = {"hartree": units.Hartree}
+GRADIENTS = {"hartree/bohr": units.Hartree / units.Bohr}
+ENERGY_KEYS = ("formation_energy", "dft_total_energy")
+CONFORMATIONS = "conformations"
+GRADIENT = "dft_total_gradient"
+BRACKET_ATOM = re.compile(r"\[([^\[\]]*)\]")
+ATOM_NUMBER = re.compile(r":\d+$")
+CHARGE = re.compile(r"(\++|-+)(\d*)$")
+
+
+def _accepts(path: Path) -> bool:
+    return path.suffix in (".hdf5", ".h5")
+
+
+def plan(source: Source, limit: int | None) -> Iterator[Chunk]:
+    """Divide a file into chunks of whole molecules."""
+    import h5py
+
+    keys: list[str] = []
+    start = count = 0
+    with h5py.File(source.path, "r") as file:
+        for key, group in _molecules(file):
+            keys.append(key)
+            count += _count(group)
+            if count >= sources.CHUNK_FRAMES:
+                yield _chunk(source, start, count, keys)
+                keys, start, count = [], start + count, 0
+            if limit is not None and start + count >= limit:
+                break
+    if keys:
+        yield _chunk(source, start, count, keys)
+
+
+def _chunk(source: Source, start: int, count: int, keys: list[str]) -> Chunk:
+    return Chunk(number=0, source=source, kind="raw", form=SPICE.name, start=start, count=count, keys=tuple(keys))
+
+
+def _molecules(parent: h5py.Group, path: str = "") -> Iterator[tuple[str, h5py.Group]]:
+    """Find the groups of molecules; HDF5 makes a group within a group of a name that holds a slash."""
+    import h5py
+
+    for name, item in parent.items():
+        if not isinstance(item, h5py.Group):
+            continue
+        inner = [] if CONFORMATIONS in item else list(_molecules(item, f"{path}{name}/"))
+        yield from inner or [(f"{path}{name}", item)]
+
+
+def _count(group: h5py.Group) -> int:
+    """Count the conformations; a group without any still has a place in the report."""
+    shape = group[CONFORMATIONS].shape if CONFORMATIONS in group else ()
+    return max(shape[0], 1) if shape else 1
+
+
+def read(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
+    """Read the conformations of some molecules, in Å, eV and eV/Å, with forces for the gradient."""
+    import h5py
+
+    with h5py.File(chunk.source.path, "r") as file:
+        for key in chunk.keys:
+            group = file[key]
+            try:
+                frames = list(_frames(key, group))
+            except Exception as error:  # noqa: BLE001 (one odd group must cost no other; the report names it)
+                yield from [Unreadable(f"{key}: {describe(error)}")] * _count(group)
+            else:
+                yield from frames or [Unreadable(f"{key}: there is no conformation")]
+
+
+def _frames(key: str, group: h5py.Group) -> Iterator[Atoms]:
+    numbers = _dataset(group, "atomic_numbers")[()]
+    count = _dataset(group, CONFORMATIONS).shape[0]
+    positions = _converted(group, CONFORMATIONS, LENGTHS, (count, len(numbers), 3))
+    energies = {name: _converted(group, name, ENERGIES, (count,)) for name in ENERGY_KEYS if name in group}
+    forces = -_converted(group, GRADIENT, GRADIENTS, positions.shape) if GRADIENT in group else None
+    info = _about(key, group)
+    for number in range(count):
+        atoms = Atoms(numbers=numbers, positions=positions[number])
+        atoms.info.update({**info, "fid": number})
+        atoms.info.update({name: float(values[number]) for name, values in energies.items()})
+        if forces is not None:
+            atoms.info["forces"] = forces[number]
+        yield atoms
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    if name not in group:
+        raise DataError(f"there is no {name!r} (there is {', '.join(sorted(group))})")
+    return group[name]
+
+
+def _converted(group: h5py.Group, name: str, known: Mapping[str, float], shape: tuple[int, ...]) -> FloatArray:
+    """Read a dataset in the unit that it names itself."""
+    dataset = _dataset(group, name)
+    unit = _text(dataset.attrs.get("units"))
+    if unit is None or unit not in known:
+        raise DataError(f"the units of {name!r} are {unit!r}; known here are {', '.join(known)}")
+    if dataset.shape != shape:
+        raise DataError(f"{name!r} has shape {dataset.shape} instead of {shape}")
+    values: FloatArray = np.asarray(dataset[()], dtype=np.float64)
+    return values * known[unit]
+
+
+def _about(key: str, group: h5py.Group) -> dict[str, Any]:
+    """Collect what is known of a molecule: its name, subset, SMILES and charge."""
+    info: dict[str, Any] = {"sid": key, "molecule": key}
+    if "subset" in group:
+        info["subset"] = "; ".join(_texts(group["subset"]))
+    if "smiles" in group:
+        smiles = ".".join(_texts(group["smiles"]))
+        info |= {"smiles": smiles, "charge": formal_charge(smiles), "molecule": without_atom_numbers(smiles)}
+    return info
+
+
+def _texts(dataset: h5py.Dataset) -> list[str]:
+    return [str(_text(item)) for item in np.ravel(dataset[()])]
+
+
+def _text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def formal_charge(smiles: str) -> int:
+    """Add up the formal charges of a SMILES, which stand in brackets: ``[NH3+]``, ``[Ca+2]``, ``[O-:7]``."""
+    total = 0
+    for atom in BRACKET_ATOM.findall(smiles):
+        found = CHARGE.search(ATOM_NUMBER.sub("", atom))
+        if found is not None:
+            signs, digits = found.groups()
+            total += (1 if signs[0] == "+" else -1) * (int(digits) if digits else len(signs))
+    return total
+
+
+def without_atom_numbers(smiles: str) -> str:
+    """Take the numbers off that map the atoms of a SMILES to coordinates: ``[H:2]`` becomes ``[H]``."""
+    return BRACKET_ATOM.sub(lambda found: f"[{ATOM_NUMBER.sub('', found.group(1))}]", smiles)
+
+
+SPICE = RawFormat(name="spice", accepts=_accepts, plan=plan, read=read)

@@ -1,0 +1,241 @@
+"""SPICE: units, signs, charges and selection, on files written here and on a piece of the real one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import h5py
+import numpy as np
+import pytest
+from fairchem_side import data_set_content
+from raw_cases import SPICE_UNITS, spice_group, stored, write_spice
+
+from escaip_fairchem.data import sources
+from escaip_fairchem.data.convert import convert
+from escaip_fairchem.data.options import ConvertOptions
+from escaip_fairchem.data.published_sets import SpiceOptions
+from escaip_fairchem.data.raw.spice import formal_charge, without_atom_numbers
+from escaip_fairchem.data.splits import SplitOptions
+from escaip_fairchem.errors import DataError
+
+BOHR, HARTREE = 0.529177, 27.211386
+TRAIN_ONLY = SplitOptions(parts=(1.0,))
+ALL = SpiceOptions(split=TRAIN_ONLY, selection="all").convert_options()
+
+
+def test_numbers_worked_out_by_hand(tmp_path: Path):
+    group = spice_group(
+        "[H:1][H:2]",
+        [1, 1],
+        frames=2,
+        subset=("first", "second"),
+        conformations=np.array([[[0, 0, 0], [0, 0, 2]], [[0, 0, 0], [0, 0, 3]]], dtype=np.float32),
+        dft_total_gradient=np.array([[[0, 0, -0.1], [0, 0, 0.1]], [[0, 0, 0.2], [0, 0, -0.2]]]),
+        dft_total_energy=np.array([-1.25, -1.0]),
+        formation_energy=np.array([-0.25, 0.5]),
+    )
+    write_spice(tmp_path / "s.hdf5", {"hydrogen": group})
+    convert([str(tmp_path / "s.hdf5")], tmp_path / "out", SpiceOptions(split=TRAIN_ONLY).convert_options())
+    atoms, data = stored(tmp_path / "out")["hydrogen", 0]
+    np.testing.assert_allclose(atoms.positions[1], [0, 0, 2 * BOHR], rtol=1e-6)
+    np.testing.assert_allclose(atoms.get_forces()[:, 2], [0.1 * HARTREE / BOHR, -0.1 * HARTREE / BOHR], rtol=1e-5)
+    assert atoms.get_potential_energy() == pytest.approx(-0.25 * HARTREE, rel=1e-6)
+    assert not atoms.pbc.any()
+    assert not atoms.cell.any()
+    assert (data["charge"], data["subset"], data["smiles"]) == (0, "first; second", "[H:1][H:2]")
+    assert data["dft_total_energy"] == pytest.approx(-1.25 * HARTREE, rel=1e-6)
+    assert data["converted_from"] == "s.hdf5:0"
+
+
+def test_texts_are_read_in_any_shape(tmp_path: Path):
+    for number, subset in enumerate((b"one", [b"one"], [[b"one"]])):
+        write_spice(tmp_path / f"{number}.hdf5", {"a": spice_group("C", [6]) | {"subset": subset}})
+        convert([str(tmp_path / f"{number}.hdf5")], tmp_path / f"out{number}", ALL)
+        assert stored(tmp_path / f"out{number}")["a", 0][1]["subset"] == "one"
+
+
+def test_total_energies_get_references_and_formation_energies_none(tmp_path: Path):
+    file = str(write_spice(tmp_path / "s.hdf5", {"w": spice_group("O", [8, 1, 1], frames=4)}))
+    convert([file], tmp_path / "formation", SpiceOptions(split=TRAIN_ONLY).convert_options())
+    convert([file], tmp_path / "total", SpiceOptions(split=TRAIN_ONLY, energy="total").convert_options())
+    assert not (tmp_path / "formation/element_references.npz").exists()
+    assert (tmp_path / "total/element_references.npz").exists()
+    atoms, data = stored(tmp_path / "total")["w", 1]
+    assert atoms.get_potential_energy() == pytest.approx(-40 * HARTREE, abs=1.0)
+    assert data["formation_energy"] == pytest.approx(-0.5 * HARTREE, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("smiles", "charge"),
+    [
+        ("CCO", 0),
+        ("[H:1][C:2]#[C:3][H:4].[Na+:5]", 1),
+        ("[NH3+]CC(=O)[O-]", 0),
+        ("[Ca+2]", 2),
+        ("[Ca++:7]", 2),
+        ("[O-2:1].[Mg+2].[Cl-:3]", -1),
+        ("[C@@H:1](F)(Cl)[13C@H-:12]", -1),
+        ("C-C=C[H]", 0),
+    ],
+)
+def test_charge_is_the_sum_over_brackets(smiles: str, charge: int):
+    assert formal_charge(smiles) == charge
+
+
+def test_atom_numbers_are_taken_off_and_nothing_else():
+    assert without_atom_numbers("[H:10][C@@:1]1([O-:2])[N+2]C1") == "[H][C@@]1([O-])[N+2]C1"
+
+
+def test_the_selection_names_what_it_leaves_out(tmp_path: Path):
+    groups = {
+        "water": spice_group("[H:2][O:1][H:3]", [8, 1, 1]),
+        "salt": spice_group("[Na+:1].[Cl-:2]", [11, 17]),
+        "ammonium": spice_group("[NH4+]", [7, 1, 1, 1, 1]),
+        "unknown": spice_group(None, [8, 1, 1]),
+    }
+    write_spice(tmp_path / "s.hdf5", groups)
+    summary = convert([str(tmp_path)], tmp_path / "out", SpiceOptions(split=TRAIN_ONLY).convert_options())
+    assert {skip["reason"] for skip in summary["skipped"]} == {"outside the selection"}
+    # HDF5 lists groups by name.
+    assert [skip["detail"] for skip in summary["skipped"]] == [
+        "the charge is +1",
+        "holds Na",
+        "the charge is not known",
+    ]
+    assert list(stored(tmp_path / "out")) == [("water", 0)]
+    assert "published lists of molecules are not reproduced" in " ".join(summary["notes"])
+    summary = convert([str(tmp_path / "s.hdf5")], tmp_path / "all", ALL)
+    assert (summary["usable"], summary["notes"]) == (4, [])
+    assert stored(tmp_path / "all")["ammonium", 0][1]["charge"] == 1
+
+
+def test_a_molecule_never_spans_splits_even_under_two_names(tmp_path: Path):
+    groups = {
+        f"{name}{k}": spice_group(f"[C:{number}]{'C' * k}", [6], frames=5, seed=k)
+        for k in range(20)
+        for number, name in ((1, "m"), (2, "again"))  # numbered differently, but the same molecule
+    }
+    write_spice(tmp_path / "s.hdf5", groups)
+    options = SpiceOptions(split=SplitOptions(parts=(0.6, 0.2, 0.2))).convert_options()
+    summary = convert([str(tmp_path / "s.hdf5")], tmp_path / "out", options)
+    assert sum(split["structures"] for split in summary["splits"].values()) == 200
+    homes = [
+        {without_atom_numbers(data["smiles"]) for _, data in stored(tmp_path / "out" / split).values()}
+        for split in ("train", "val", "test")
+    ]
+    assert all(homes)
+    assert sum(map(len, homes)) == 20
+
+
+@pytest.mark.parametrize("name", list(SPICE_UNITS))
+@pytest.mark.parametrize("unit", [None, "kcal/mol"])
+def test_units_are_checked_and_cost_the_molecule(tmp_path: Path, name: str, unit: str | None):
+    bad, good = spice_group("C", [6], frames=3), spice_group("C", [6], frames=2)
+    file = write_spice(tmp_path / "s.hdf5", {"bad": bad, "good": good})
+    with h5py.File(file, "a") as content:
+        del content["bad"][name].attrs["units"]
+        if unit is not None:
+            content["bad"][name].attrs["units"] = unit
+    summary = convert([str(file)], tmp_path / "out", ALL)
+    assert (summary["usable"], summary["skipped_by_reason"]) == (2, {"unreadable frame": 3})
+    assert f"the units of '{name}' are {unit!r}" in summary["skipped"][0]["detail"]
+
+
+def test_other_lengths_are_converted(tmp_path: Path):
+    for unit, factor in (("angstrom", 1.0), ("nanometers", 10.0)):
+        group = spice_group("[H][H]", [1, 1], conformations=np.array([[[0, 0, 0], [0, 0, 0.75]]]))
+        write_spice(tmp_path / f"{unit}.hdf5", {unit: group}, {**SPICE_UNITS, "conformations": unit})
+        convert([str(tmp_path / f"{unit}.hdf5")], tmp_path / unit, ALL)
+        assert stored(tmp_path / unit)[unit, 0][0].positions[1, 2] == pytest.approx(0.75 * factor)
+
+
+def test_odd_groups_are_reported_and_cost_no_other(tmp_path: Path):
+    groups = {
+        "a": spice_group("C", [6], frames=2),
+        "b/c=C/d": spice_group("C", [6]),  # a slash in a name makes groups within groups
+        "no_labels": spice_group("C", [6], formation_energy=None, dft_total_gradient=None),
+        "no_gradient": spice_group("C", [6], dft_total_gradient=None),
+        "shape": spice_group("C", [6], frames=2, formation_energy=np.zeros(3)),
+        "nothing": {"smiles": ["C"]},
+        "empty": spice_group("C", [6], frames=0),
+        "nan": spice_group("C", [6], formation_energy=np.array([np.nan])),
+    }
+    write_spice(tmp_path / "s.hdf5", groups)
+    summary = convert([str(tmp_path / "s.hdf5")], tmp_path / "out", ALL)
+    assert set(stored(tmp_path / "out")) == {("a", 0), ("a", 1), ("b/c=C/d", 0)}
+    details = {skip["position"]: (skip["reason"], skip["detail"]) for skip in summary["skipped"]}
+    assert details == {
+        3: ("unreadable frame", "empty: there is no conformation"),
+        4: ("not finite", "energy holds NaN or infinity"),
+        5: ("missing forces", "no forces"),
+        6: ("missing energy", "no energy under 'formation_energy'; there is dft_total_energy (--energy-key)"),
+        7: ("unreadable frame", "nothing: there is no 'atomic_numbers' (there is smiles)"),
+        8: ("unreadable frame", "shape: 'formation_energy' has shape (3,) instead of (2,)"),
+        9: ("unreadable frame", "shape: 'formation_energy' has shape (3,) instead of (2,)"),
+    }
+
+
+def test_no_hdf5_file_is_an_unreadable_file(tmp_path: Path):
+    (tmp_path / "s.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n truncated")
+    with pytest.raises(DataError, match="unreadable file"):
+        convert([str(tmp_path / "s.hdf5")], tmp_path / "out", ALL)
+    with pytest.raises(DataError, match="no file of the format spice matches"):
+        convert([str(tmp_path / "*.h5x")], tmp_path / "out", ALL)
+
+
+def test_workers_and_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    groups = {f"m{k}": spice_group(f"C{k}", [6, 1], frames=1 + k % 4, seed=k) for k in range(12)}
+    write_spice(tmp_path / "s.hdf5", groups)
+    options = SpiceOptions(split=SplitOptions(parts=(0.6, 0.4))).convert_options()
+    convert([str(tmp_path / "s.hdf5")], tmp_path / "aa", options)
+    monkeypatch.setattr(sources, "CHUNK_FRAMES", 5)
+    convert([str(tmp_path / "s.hdf5")], tmp_path / "bb", options, workers=2)
+    assert _rows(tmp_path / "aa") == _rows(tmp_path / "bb")
+    limited = SpiceOptions(split=TRAIN_ONLY, limit=7).convert_options()
+    assert convert([str(tmp_path / "s.hdf5")], tmp_path / "cc", limited)["read"] == 7
+
+
+def _rows(folder: Path) -> dict[str, object]:
+    return {name: rows for name, rows in data_set_content(folder).items() if name.endswith(("lmdb", "npz"))}
+
+
+def test_h5py_is_imported_only_for_spice():
+    code = "import sys; import escaip_fairchem.data.published_sets; sys.exit('h5py' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_plain_command_reads_it_too(tmp_path: Path):
+    write_spice(tmp_path / "s.hdf5", {"a": spice_group("C", [6])})
+    with pytest.raises(DataError, match="there is dft_total_energy, formation_energy"):
+        convert([str(tmp_path / "s.hdf5")], tmp_path / "out", ConvertOptions(form="spice"))
+
+
+def test_a_piece_of_the_real_file_agrees_with_its_conversion_by_others(tmp_path: Path, shared: Path):
+    file = shared / "data/raw_formats/spice/SPICE-1.1.4_n2.hdf5"
+    options = SpiceOptions(split=TRAIN_ONLY, selection="all", energy="total").convert_options()
+    convert([str(file)], tmp_path / "out", options)
+    found = stored(tmp_path / "out")
+    assert len(found) == 55
+    compared = 0
+    for other in ase.io.read(shared / "data/spice_63.extxyz", ":"):
+        key = (str(other.info["name"]), int(other.info["conformer"]))
+        if key not in found:
+            continue
+        atoms, data = found[key]
+        np.testing.assert_array_equal(atoms.numbers, other.numbers)
+        np.testing.assert_allclose(atoms.positions, other.positions, atol=1e-6)
+        np.testing.assert_allclose(atoms.get_forces(), other.get_forces(), atol=1e-4)
+        assert atoms.get_potential_energy() == pytest.approx(other.get_potential_energy(), rel=1e-8)
+        assert data["formation_energy"] == pytest.approx(other.info["formation_energy"], rel=1e-6)
+        assert (data["charge"], data["subset"]) == (other.info["charge"], other.info["subset"])
+        compared += 1
+    assert compared >= 5
+
+
+def test_a_real_file_without_labels_is_refused_with_the_reason(tmp_path: Path, shared: Path):
+    file = shared / "data/raw_formats/spice/ions_geometry_only.hdf5"
+    with pytest.raises(DataError, match="there is no 'atomic_numbers'"):
+        convert([str(file)], tmp_path / "out", ALL)
