@@ -43,6 +43,6 @@ def test_every_reason_and_column_is_described():
 def test_every_option_that_is_described_exists():
     parser = argparse.ArgumentParser()
     data.add_parser(parser.add_subparsers())
-    convert = parser._subparsers._group_actions[0].choices["data"]._subparsers._group_actions[0].choices["convert"]
-    known = set(convert._option_string_actions)
+    commands = parser._subparsers._group_actions[0].choices["data"]._subparsers._group_actions[0].choices
+    known = {option for command in commands.values() for option in command._option_string_actions}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", DATASETS)) <= known

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from escaip_fairchem.cli import data_oc
 from escaip_fairchem.data import defaults
 from escaip_fairchem.data.pool import available_cores
 
@@ -14,11 +15,12 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``data`` and its two sub-commands to the command line."""
+    """Add ``data`` and its sub-commands to the command line."""
     parser = subparsers.add_parser("data", help="convert structures for fairchem, or make a demonstration set")
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{convert,demo}")
+    commands = parser.add_subparsers(dest="data_command", required=True)
     _add_convert(commands)
     _add_demo(commands)
+    data_oc.add_parsers(commands, _add_common)
 
 
 def _add_convert(commands: Any) -> None:
