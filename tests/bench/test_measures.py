@@ -240,7 +240,7 @@ def test_a_machine_that_slows_down_does_not_make_large_systems_slow(monkeypatch)
     monkeypatch.setattr(Timer, "measure", measure)
     monkeypatch.setattr(Pass, "on", lambda _, batch: lambda: batch.atoms)
     outcome = measure_growth(GrowthCase(model="escaip-tiny", variant="fast", atoms=[10, 40, 160], repeats=1))
-    assert sizes == [10] * 6 + [40] + [10] * 6 + [160] + [10] * 3
+    assert sizes == [10] * 10 + [40] + [10] * 10 + [160] + [10] * 5
     assert slowness > 1.3
     for values in outcome.extra["relative"].values():
         assert values == pytest.approx([1.0], abs=0.02)

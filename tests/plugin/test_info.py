@@ -67,3 +67,28 @@ def test_files_that_are_no_configuration(text, message, tmp_path):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         inspect_config(path)
+
+
+def test_the_table_lists_every_complete_configuration(capsys):
+    assert (
+        command.main(["info", "--table", str(CONFIGS / "mptrj"), str(CONFIGS / "oc20/scaling/escaip_500k_small.yml")])
+        == 0
+    )
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0].split() == ["configuration", "trained", "on", "parameters", "batch", "rate", "epochs"]
+    (mptrj,) = [line.split() for line in lines if "escaip_mptrj.yml" in line]
+    assert mptrj[1:] == ["data/mptrj/train", "54,931,590", "4", "1e-05", "100"]
+    (share,) = [line for line in lines if "escaip_500k_small" in line]
+    assert "data/oc20/s2ef/2M/train (25 %)" in share
+    assert "83,299,466" in share
+    assert "parts of other files:" in lines[-1]
+    assert "base_direct.yml" in lines[-1]
+
+
+def test_the_table_finds_folders_that_come_with_the_package(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["info", "--table", "configs/oc22"]) == 0
+    said = capsys.readouterr().out
+    assert "escaip_oc22.yml" in said
+    assert "121,526,402" in said

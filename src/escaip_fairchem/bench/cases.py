@@ -221,8 +221,31 @@ class TrainerCase(Case):
         return f"{self.name} through the trainer, batch {self.batch_size}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class AccuracyCase(Case):
+    """Training of one model on a small set for ``budget`` seconds.
+
+    Attributes:
+        model: One of ``bench.accuracy_models.MODELS``.
+        data: One of ``bench.accuracy_sets.SETS``.
+        draw: Seed of split, parameters and order.
+    """
+
+    kind: ClassVar[str] = "accuracy"
+
+    model: str
+    data: str
+    draw: int = 0
+
+    @property
+    def title(self) -> str:
+        """What is measured, for messages."""
+        return f"{self.model} on {self.data}, {self.budget:g} s, seed {self.draw}"
+
+
 KINDS: dict[str, type[Case]] = {
-    case.kind: case for case in (PassCase, CompareCase, NeighborCase, DynamicsCase, GrowthCase, TrainerCase)
+    case.kind: case
+    for case in (PassCase, CompareCase, NeighborCase, DynamicsCase, GrowthCase, TrainerCase, AccuracyCase)
 }
 
 

@@ -30,6 +30,7 @@ MEASURES = {
     "dynamics": ("dynamics", "measure_dynamics"),
     "growth": ("growth", "measure_growth"),
     "trainer": ("trainer", "measure_trainer"),
+    "accuracy": ("accuracy", "measure_accuracy"),
 }
 """Where each kind of case is measured: module beside this one, and its function."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from escaip_fairchem.bench.options import Session
 
 COMMANDS = {
     "efficiency": "time and memory of inference and training against batch size (the paper's figures 1 and 5)",
@@ -14,6 +17,7 @@ COMMANDS = {
     "ratios": "every ratio that must be reached, measured in one run",
     "all": "all of them, and a page for docs/benchmarks",
 }
+ACCURACY = "errors on small sets after equal time, beside fairchem's models"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,6 +40,18 @@ def add_parser(subparsers: Any) -> None:
                 help="write DIR/<machine>.md, a page for docs/benchmarks, and its files into DIR/<machine>",
             )
         command.set_defaults(run=run)
+    _add_accuracy(commands)
+
+
+def _add_accuracy(commands: Any) -> None:
+    command = commands.add_parser("accuracy", help=ACCURACY, description=f"Measure {ACCURACY}.")
+    _add_options(command)
+    command.add_argument("--sets", type=_words, metavar="NAME,…", help="sets; an unknown name lists the known")
+    command.add_argument("--budgets", type=_several_seconds, metavar="SECONDS,…", help="of training (default: 60,240)")
+    command.add_argument(
+        "--draws", type=_several_seeds, metavar="N,…", help="seeds of splits and models (default: 0,1)"
+    )
+    command.set_defaults(run=run)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -78,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     load_pool(options.frames, seed=options.seed, count=3)  # a wrong folder is told before anything is measured
     session = Session(options)
+    if arguments.bench_command == "accuracy":
+        return _run_accuracy(session, arguments)
     wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
     tables = [machine_table(session.machine)]
     print(f"\n{tables[0].markdown()}\n", flush=True)
@@ -91,6 +109,24 @@ def run(arguments: argparse.Namespace) -> int:
     if page is not None:
         print(f"wrote {write_page(tables, session, page)}")
     return 0
+
+
+def _run_accuracy(session: Session, arguments: argparse.Namespace) -> int:
+    from escaip_fairchem.bench.accuracy import run_accuracy
+
+    with session.runner:
+        tables = run_accuracy(session, sets=arguments.sets, budgets=arguments.budgets, draws=arguments.draws)
+    for table in tables:
+        print(f"\n{table.markdown()}\n", flush=True)
+    return 0
+
+
+def _several_seconds(text: str) -> list[float]:
+    return [_seconds(word) for word in _words(text)]
+
+
+def _several_seeds(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
 
 
 def _words(text: str) -> list[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from escaip_fairchem.cli.config_files import check_yaml, locate_config
+from escaip_fairchem.cli.config_files import check_yaml, locate_config, shipped_configs
 
 if TYPE_CHECKING:
     from escaip_fairchem.plugin.info import ModelInfo
@@ -23,16 +24,20 @@ def add_parser(subparsers: Any) -> None:
         description="Print the parameters of each part of a configuration's model, estimates of memory and "
         "floating-point operations per atom, and the configuration with its includes resolved.",
     )
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files")
+    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files; with --table folders, too")
     parser.add_argument("--no-config", action="store_true", help="leave the resolved configuration out")
+    parser.add_argument("--table", action="store_true", help="one line per configuration: its size and its training")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what is known about every configuration."""
-    paths = [locate_config(path) for path in arguments.configs]
+    wanted = [file for path in arguments.configs for file in _files_in(path)] if arguments.table else arguments.configs
+    paths = [locate_config(path) for path in wanted]
     for path in paths:
         check_yaml(path)
+    if arguments.table:
+        return _print_table(paths)
     # fairchem's import takes seconds; what is wrong with the files has been said by now.
     import yaml
 
@@ -48,6 +53,44 @@ def run(arguments: argparse.Namespace) -> int:
             for line in yaml.safe_dump(info.config, sort_keys=False).splitlines():
                 print(f"    {line}")
     return 0
+
+
+def _files_in(path: Path) -> list[Path]:
+    """The configurations of a folder, also of one that comes with the package; a file as it is."""
+    home = shipped_configs()
+    for folder in (path, *([] if home is None or path.is_absolute() else [home / path])):
+        if folder.is_dir():
+            return sorted(folder.rglob("*.yml"))
+    return [path]
+
+
+def _print_table(paths: Sequence[Path]) -> int:
+    """One line per configuration; files that others are made of are named at the end."""
+    from escaip_fairchem.plugin.info import inspect_config, is_complete
+
+    complete = [path for path in paths if is_complete(path)]
+    rows = [HEADINGS] + [_row(path, inspect_config(path)) for path in complete]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if number < 2 else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+    parts = [str(path) for path in paths if path not in complete]
+    if parts:
+        print(f"\nparts of other files: {', '.join(parts)}")
+    return 0
+
+
+HEADINGS = ("configuration", "trained on", "parameters", "batch", "rate", "epochs")
+
+
+def _row(path: Path, info: ModelInfo) -> tuple[str, ...]:
+    train, optim = info.config["dataset"]["train"], info.config["optim"]
+    share = "" if "fraction" not in train else f" ({100 * train['fraction']:g} %)"
+    settings = (optim["batch_size"], optim["lr_initial"], optim["max_epochs"])
+    return (str(path), f"{train['src']}{share}", f"{info.total:,}", *(f"{value:g}" for value in settings))
 
 
 def describe(info: ModelInfo) -> list[str]:

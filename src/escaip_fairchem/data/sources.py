@@ -98,8 +98,8 @@ class RawFormat:
     Attributes:
         name: What ``--format`` calls it.
         accepts: Whether a file found in a folder is one of this format's, by its name.
-        plan: Divides a file into chunks of kind ``raw``, at most so many structures if a limit is given. The plan depends
-            on the file alone.
+        plan: Divides a file into chunks of kind ``raw``, at most so many structures if a limit is given. The plan
+            depends on the file alone.
         read: Yields the structures of a chunk with labels as ``Atoms.info`` and ``Atoms.arrays`` have them, or a
             stand-in for each that cannot be read.
     """

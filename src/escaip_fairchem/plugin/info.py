@@ -56,6 +56,20 @@ def read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a file describes a training by itself; other files are parts of such.
+
+    Raises:
+        ConfigError: The file cannot be read.
+    """
+    try:
+        config, _, _ = load_config(str(path))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    has_data = "src" in ((config.get("dataset") or {}).get("train") or {})
+    return has_data and "name" in (config.get("model") or {}) and "max_epochs" in (config.get("optim") or {})
+
+
 def inspect_config(path: Path) -> ModelInfo:
     """Build a configuration's model without data, and count.
 

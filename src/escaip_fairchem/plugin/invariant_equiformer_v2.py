@@ -65,6 +65,8 @@ class InvariantEquiformerV2Backbone(EquiformerV2Backbone):
         ConfigError: A larger degree is asked for.
     """
 
+    sphere_embedding: Any  # fairchem's, then in it this module's
+
     def __init__(
         self, *, node_direction_expansion_size: int = 10, node_direction_embedding_size: int = 64, **settings: Any
     ) -> None:

@@ -1,12 +1,14 @@
 """Formats in which benchmarks are published, one module each.
 
-A module defines a :class:`~escaip_fairchem.data.sources.RawFormat`; ``escaip data convert --format NAME`` reads it then, and
-the benchmark's own command on top of that.
+A module defines a :class:`~escaip_fairchem.data.sources.RawFormat`, which ``escaip data convert --format NAME`` reads
+and which the benchmark's own command stands on.
 """
 
 from __future__ import annotations
 
 from escaip_fairchem.data.sources import RawFormat
 
-RAW_FORMATS: dict[str, RawFormat] = {raw.name: raw for raw in ()}
+_ALL: tuple[RawFormat, ...] = ()
+
+RAW_FORMATS = {raw.name: raw for raw in _ALL}
 """By name."""

@@ -41,6 +41,9 @@ class TrainerSetup(OCPTrainer):
 
     config: dict[str, Any]
     scheduler: Any
+    train_dataset: Any
+    train_sampler: Any
+    train_loader: Any
     primary_metric: str | None
     best_val_metric: float | None
     epoch: float

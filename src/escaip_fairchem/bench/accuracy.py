@@ -1,0 +1,241 @@
+"""Errors on small sets after equal wall-clock time: this package's models beside fairchem's, by one trainer.
+
+Every training gets the same seconds on the same machine, evaluations left out; its learning rate rises and falls over
+exactly that time, so a model that takes cheaper steps takes more of them. Splits, initial parameters and the order of
+the data follow from a seed. Energies are stored relative to energies per element that are fitted to the training split;
+all labels are divided by the root mean square of the training forces.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import yaml
+
+from escaip_fairchem.bench.accuracy_models import MODELS
+from escaip_fairchem.bench.accuracy_sets import SETS, read_set
+from escaip_fairchem.bench.cases import AccuracyCase, Outcome
+from escaip_fairchem.bench.models import import_baselines
+from escaip_fairchem.bench.options import Session
+from escaip_fairchem.bench.passes import warm_libraries
+from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.errors import ConfigError, nearest
+
+MOMENTS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
+"""Shares of the budget at which errors are measured for the figure."""
+BUDGETS, QUICK_BUDGETS = (60.0, 240.0), (1.0,)
+DRAWS, QUICK_DRAWS = (0, 1), (0,)
+QUICK_SETS = ("acac",)
+BATCH, LARGEST_BATCH = 8, 32
+ENERGY_WEIGHT, FORCES_WEIGHT = 1.0, 10.0
+
+
+def measure_accuracy(case: AccuracyCase) -> Outcome:
+    """Train a model on a set for the case's budget.
+
+    Raises:
+        NotAvailableError: The set's files are not there, or fairchem is not installed.
+    """
+    import_baselines()
+    from escaip_fairchem.data.convert import convert
+    from escaip_fairchem.data.options import ConvertOptions
+    from escaip_fairchem.data.splits import SplitOptions
+    from escaip_fairchem.plugin.baselines import quiet
+    from escaip_fairchem.plugin.budget_trainer import train_within
+
+    labelled = SETS[case.data]
+    structures = read_set(case.data, case.folder)
+    warm_libraries(case.device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ase.io.write(folder / "all.extxyz", structures)
+        parts = tuple(float(part) for part in labelled.split)
+        options = ConvertOptions(split=SplitOptions(parts=parts, seed=case.draw), subtract_references=True)
+        convert([str(folder / "all.extxyz")], folder / "data", options)
+        section = yaml.safe_load((folder / "data" / "dataset_conservative.yml").read_text(encoding="utf-8"))
+        with quiet():
+            result = train_within(_settings(case, folder, section["dataset"]), seconds=case.budget, moments=MOMENTS)
+    return Outcome(
+        case=case,
+        seconds=[case.budget],
+        atoms=[round(sum(map(len, structures)) / len(structures))],
+        parameters=result["parameters"],
+        extra={key: result[key] for key in ("points", "test", "steps")},
+    )
+
+
+def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of the trainer; the same for all models but for the model and its rate."""
+    model = MODELS[case.model]
+    dataset["train"]["transforms"]["normalizer"].pop("stress", None)
+    dataset["train"].setdefault("a2g_args", {})["r_stress"] = False
+    return {
+        "task": {},
+        "model": dict(model.section),
+        "outputs": {
+            "energy": {"level": "system"},
+            "forces": {"level": "atom", "train_on_free_atoms": False, "eval_on_free_atoms": False},
+        },
+        "dataset": dataset,
+        "optimizer": {
+            "batch_size": BATCH,
+            "eval_batch_size": LARGEST_BATCH,
+            "num_workers": 0,
+            "max_epochs": 10**6,
+            "lr_initial": model.rate,
+            "optimizer": "AdamW",
+            "optimizer_params": {"weight_decay": 1e-3},
+            "clip_grad_norm": 10,
+            "ema_decay": 0.99,
+            "checkpoint_every": 10**9,
+            "eval_every": 10**9,
+        },
+        "loss_functions": [
+            {"energy": {"fn": "per_atom_mae", "coefficient": ENERGY_WEIGHT}},
+            {"forces": {"fn": "l2mae", "coefficient": FORCES_WEIGHT}},
+        ],
+        "evaluation_metrics": {
+            "metrics": {"energy": ["mae", "per_atom_mae"], "forces": ["mae", "cosine_similarity"]},
+            "primary_metric": "forces_mae",
+        },
+        "identifier": "bench",
+        "run_dir": str(folder / "run"),
+        "local_rank": 0,
+        "print_every": 10**9,
+        "seed": case.draw,
+        "logger": "null",
+        "is_debug": True,
+        "cpu": case.device == "cpu",
+    }
+
+
+def run_accuracy(
+    session: Session,
+    *,
+    sets: Sequence[str] | None = None,
+    budgets: Sequence[float] | None = None,
+    draws: Sequence[int] | None = None,
+) -> list[Table]:
+    """Measure all models on all sets; write ``accuracy.csv``, ``accuracy_curves.csv`` and ``accuracy.png``.
+
+    Args:
+        session: The run.
+        sets: Keys of :data:`SETS`; None: all.
+        budgets: Seconds of training; None: :data:`BUDGETS`.
+        draws: Seeds; None: :data:`DRAWS`.
+
+    Raises:
+        ConfigError: A set or a model is unknown.
+    """
+    outcomes = session.runner.run(list(_cases(session, sets, budgets, draws)))
+    table = session.save(accuracy_table(outcomes), "accuracy")
+    session.save(curves_table(outcomes), "accuracy_curves")
+    out = session.options.out
+    if out is not None and any(outcome.is_measured for outcome in outcomes):
+        from escaip_fairchem.bench.accuracy_plot import plot_accuracy  # matplotlib is slow to import, and may be absent
+
+        plot_accuracy(outcomes, out / "accuracy.png")
+    return [table]
+
+
+def _cases(
+    session: Session, sets: Sequence[str] | None, budgets: Sequence[float] | None, draws: Sequence[int] | None
+) -> Iterator[AccuracyCase]:
+    options = session.options
+    models = list(MODELS) if options.models is None else list(options.models)
+    names = list(sets) if sets else list(QUICK_SETS if options.quick else SETS)
+    for given, known, what in ((models, MODELS, "model"), (names, SETS, "set")):
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{what} {name!r} is unknown{nearest(name, known)}; known are {', '.join(known)}")
+    # Short budgets first, and models in turn, so that a time limit or a slow hour of the machine hits all alike.
+    for budget in budgets or (QUICK_BUDGETS if options.quick else BUDGETS):
+        for draw in draws or (QUICK_DRAWS if options.quick else DRAWS):
+            for data in names:
+                for model in models:
+                    common = {**options.common, "budget": budget}
+                    yield AccuracyCase(**common, model=model, data=data, draw=draw)
+
+
+def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row per set, budget and model: test errors, mean over the seeds and largest distance from it."""
+    columns = (
+        "set", "budget (s)", "model", "parameters", "steps", "energy (meV/atom)", "±", "forces (meV/Å)", "± ",
+        "force cosine", "remark",
+    )  # fmt: skip
+    groups: dict[tuple[str, float, str], list[Outcome]] = {}
+    for outcome in outcomes:
+        case = outcome.case
+        assert isinstance(case, AccuracyCase)
+        groups.setdefault((case.data, case.budget, case.model), []).append(outcome)
+    order = {name: number for number, name in enumerate(SETS)}
+    rows = [
+        _row(data, budget, model, members)
+        for (data, budget, model), members in sorted(groups.items(), key=lambda item: (order[item[0][0]], item[0][1]))
+    ]
+    notes = [
+        f"{name}: {SETS[name].what}; {', '.join(map(str, SETS[name].split))} structures to train, validate and test on"
+        for name in order
+        if any(data == name for data, _, _ in groups)
+    ]
+    notes += [f"{name}: {MODELS[name].parts}" for name in MODELS if any(model == name for _, _, model in groups)]
+    notes += [
+        "errors on the test structures after the budget, with averaged weights; ±: largest distance from the mean of "
+        "the seeds",
+        "same splits, trainer, loss, batch size (8) and schedule over the budget for all; rates are the models' own",
+    ]
+    return Table(title="Accuracy after equal time", columns=columns, rows=rows, notes=notes)
+
+
+def _row(data: str, budget: float, model: str, members: Sequence[Outcome]) -> dict[str, Any]:
+    row: dict[str, Any] = {"set": data, "budget (s)": budget, "model": model}
+    measured = [outcome for outcome in members if outcome.is_measured]
+    remark = "; ".join(dict.fromkeys(outcome.remark for outcome in members if not outcome.is_measured))
+    if not measured:
+        return row | {"remark": remark}
+    energy, energy_spread = _mean([1e3 * outcome.extra["test"]["energy_per_atom_mae"] for outcome in measured])
+    forces, forces_spread = _mean([1e3 * outcome.extra["test"]["forces_mae"] for outcome in measured])
+    return row | {
+        "parameters": f"{measured[0].parameters:,}",
+        "steps": round(_mean([float(outcome.extra["steps"]) for outcome in measured])[0]),
+        "energy (meV/atom)": energy,
+        "±": energy_spread,
+        "forces (meV/Å)": forces,
+        "± ": forces_spread,
+        "force cosine": _mean([outcome.extra["test"]["forces_cosine_similarity"] for outcome in measured])[0],
+        "remark": remark,
+    }
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and largest distance from it."""
+    mean = math.fsum(values) / len(values)
+    return mean, max(abs(value - mean) for value in values)
+
+
+def curves_table(outcomes: Sequence[Outcome]) -> Table:
+    """A row per evaluation on the way."""
+    columns = ("set", "budget (s)", "model", "seed", "seconds", "step", "energy (meV/atom)", "forces (meV/Å)")
+    rows = []
+    for outcome in outcomes:
+        case = outcome.case
+        assert isinstance(case, AccuracyCase)
+        for point in outcome.extra.get("points", ()):
+            rows.append(
+                {
+                    "set": case.data,
+                    "budget (s)": case.budget,
+                    "model": case.model,
+                    "seed": case.draw,
+                    "seconds": point["seconds"],
+                    "step": point["step"],
+                    "energy (meV/atom)": 1e3 * point["metrics"]["energy_per_atom_mae"],
+                    "forces (meV/Å)": 1e3 * point["metrics"]["forces_mae"],
+                }
+            )
+    return Table(title="Errors on the way, on the validation structures", columns=columns, rows=rows, notes=[])

@@ -1,0 +1,87 @@
+"""Models of about equal cost for small sets, with the rates that suit them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+CUTOFF = 6.0
+
+_ESCAIP: dict[str, Any] = {
+    "hidden_size": 64, "num_layers": 2, "atten_num_heads": 4, "max_radius": CUTOFF, "max_neighbors": 20,
+    "edge_distance_expansion_size": 128, "edge_distance_embedding_size": 64, "node_direction_expansion_size": 10,
+    "node_direction_embedding_size": 32, "atom_embedding_size": 32, "energy_reduce": "sum", "max_num_elements": 100,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallModel:
+    """A model and how it is trained.
+
+    Attributes:
+        section: The ``model:`` section.
+        rate: Initial learning rate.
+        parts: What predicts energies and forces, in words.
+    """
+
+    section: Mapping[str, Any]
+    rate: float
+    parts: str
+
+
+MODELS: Mapping[str, SmallModel] = {
+    "escaip": SmallModel(
+        section={"name": "escaip_fairchem.EScAIP", "backbone": _ESCAIP, "heads": {"energy": {}, "forces": {}}},
+        rate=1e-3,
+        parts="direct forces",
+    ),
+    "escaip-conservative": SmallModel(
+        section={
+            "name": "escaip_fairchem.EScAIP",
+            "backbone": {**_ESCAIP, "direct_force": False},
+            "heads": {"energy_forces": {}},
+        },
+        rate=1e-3,
+        parts="forces from the gradient",
+    ),
+    "schnet": SmallModel(
+        section={
+            "name": "schnet", "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64,
+            "cutoff": CUTOFF, "use_pbc": True, "regress_forces": True, "otf_graph": True,
+        },
+        rate=1e-3,
+        parts="forces from the gradient",
+    ),
+    "painn": SmallModel(
+        section={
+            "name": "painn", "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF,
+            "max_neighbors": 50, "regress_forces": True, "direct_forces": False, "use_pbc": True, "otf_graph": True,
+        },
+        rate=1e-3,
+        parts="forces from the gradient",
+    ),
+    "equiformer-v2": SmallModel(
+        section={
+            "name": "hydra",
+            "otf_graph": True,
+            "pass_through_head_outputs": True,
+            "backbone": {
+                "model": "equiformer_v2_backbone", "use_pbc": True, "regress_forces": True, "max_neighbors": 20,
+                "max_radius": CUTOFF, "max_num_elements": 100, "num_layers": 2, "sphere_channels": 32,
+                "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16, "attn_value_channels": 8,
+                "ffn_hidden_channels": 64, "norm_type": "layer_norm_sh", "lmax_list": [2], "mmax_list": [2],
+                "grid_resolution": 14, "edge_channels": 64, "attn_activation": "silu", "ffn_activation": "silu",
+                "use_grid_mlp": True, "use_attn_renorm": True, "alpha_drop": 0.0, "drop_path_rate": 0.0,
+                "weight_init": "uniform",
+            },
+            "heads": {
+                "energy": {"module": "equiformerV2_scalar_head"},
+                "forces": {"module": "equiformerV2_vector_head"},
+            },
+        },
+        rate=1e-3,
+        parts="direct forces, degrees up to 2",
+    ),
+}  # fmt: skip
+"""fairchem's models through its own classes; all see neighbours within 6 Å."""

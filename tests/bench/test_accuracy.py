@@ -1,0 +1,159 @@
+"""Accuracy after equal time: what is asked of the trainer, and how tables follow from it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
+
+from escaip_fairchem.bench import accuracy_sets
+from escaip_fairchem.bench.accuracy import accuracy_table, curves_table, measure_accuracy, run_accuracy
+from escaip_fairchem.bench.accuracy_models import MODELS
+from escaip_fairchem.bench.accuracy_plot import plot_accuracy
+from escaip_fairchem.bench.accuracy_sets import LabelledSet, in_a_box, read_set
+from escaip_fairchem.bench.cases import AccuracyCase, Outcome
+from escaip_fairchem.bench.models import NotAvailableError
+from escaip_fairchem.bench.options import Options
+from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.plugin.budget_trainer import Budget, rate_factor
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a set of 30 rattled molecules called ``tiny``."""
+    conformers = []
+    for seed in range(30):
+        atoms = molecule("CH3OH")
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = EMT()
+        atoms.get_forces()
+        conformers.append(atoms)
+    ase.io.write(tmp_path / "tiny.extxyz", conformers)
+    tiny = LabelledSet(files=("tiny.extxyz",), split=(20, 4, 6), what="methanol")
+    monkeypatch.setattr(accuracy_sets, "SETS", {**accuracy_sets.SETS, "tiny": tiny})
+    monkeypatch.setattr("escaip_fairchem.bench.accuracy.SETS", accuracy_sets.SETS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_trains_for_its_seconds(model: str, folder: Path):
+    outcome = measure_accuracy(AccuracyCase(model=model, data="tiny", budget=1.5, frames=str(folder)))
+    points = outcome.extra["points"]
+    assert len(points) == 7
+    assert 1.5 <= points[-1]["seconds"] < 4.0
+    assert [point["seconds"] for point in points] == sorted(point["seconds"] for point in points)
+    assert outcome.extra["steps"] == points[-1]["step"] >= 1
+    for metrics in (outcome.extra["test"], *(point["metrics"] for point in points)):
+        assert all(math.isfinite(metrics[name]) for name in ("energy_per_atom_mae", "forces_mae"))
+    assert outcome.parameters > 10_000
+
+
+def test_molecules_get_a_box_that_changes_no_distance_and_crystals_keep_theirs():
+    alone = molecule("CH3OH")
+    boxed = in_a_box(alone)
+    assert boxed.pbc.all()
+    assert boxed.get_all_distances(mic=True) == pytest.approx(alone.get_all_distances(), abs=1e-10)
+    assert min(boxed.cell.lengths()) > 2 * 6.0
+    crystal = Atoms("Cu", cell=[3, 3, 3], pbc=True)
+    assert in_a_box(crystal) is crystal
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    with pytest.raises(
+        NotAvailableError, match=r"lips_200.extxyz is not in .*; name a folder that has it with --frames"
+    ):
+        read_set("lips", tmp_path)
+
+
+def test_the_rate_rises_and_falls_over_the_budget():
+    factors = [rate_factor(share / 100) for share in range(101)]
+    top = factors.index(max(factors))
+    assert (top, factors[top]) == (2, pytest.approx(1.0))
+    assert factors[0] == factors[100] == pytest.approx(0.01)
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+def test_a_budget_knows_when_to_evaluate():
+    budget = Budget(seconds=10.0, moments=(0.5, 1.0))
+    assert not budget.evaluation_is_due
+    budget.spent = 5.0
+    assert budget.evaluation_is_due
+    budget.points.append(None)  # type: ignore[arg-type]
+    assert not budget.evaluation_is_due
+    budget.spent = 12.0
+    assert (budget.evaluation_is_due, budget.share) == (True, 1.0)
+
+
+def outcome(model: str, draw: int, forces: float, budget: float = 60.0) -> Outcome:
+    metrics = {"energy_per_atom_mae": 0.001, "forces_mae": forces, "forces_cosine_similarity": 0.9}
+    points = [{"seconds": budget * share, "step": int(10 * share), "metrics": metrics} for share in (0.5, 1.0)]
+    case = AccuracyCase(model=model, data="acac", draw=draw, budget=budget)
+    return Outcome(case=case, parameters=1000, extra={"test": metrics, "points": points, "steps": 10})
+
+
+def test_seeds_are_averaged_and_failures_stay_visible():
+    lost = Outcome(case=AccuracyCase(model="painn", data="acac", budget=60.0), status="failed", reason="because")
+    table = accuracy_table([outcome("escaip", 0, 0.010), outcome("escaip", 1, 0.014), lost])
+    escaip, painn = table.rows
+    assert (escaip["forces (meV/Å)"], escaip["± "]) == (pytest.approx(12.0), pytest.approx(2.0))
+    assert (escaip["energy (meV/atom)"], escaip["±"], escaip["steps"]) == (pytest.approx(1.0), pytest.approx(0.0), 10)
+    assert painn["remark"] == "failed: because"
+    assert "forces (meV/Å)" not in painn
+    assert len(curves_table([outcome("escaip", 0, 0.01), lost]).rows) == 2
+
+
+def test_the_figure_is_written(tmp_path: Path):
+    members = [
+        outcome(model, draw, 0.01, budget)
+        for model in ("escaip", "schnet")
+        for draw in (0, 1)
+        for budget in (6.0, 60.0)
+    ]
+    first = plot_accuracy(members, tmp_path / "a" / "accuracy.png").read_bytes()
+    assert first[:4] == b"\x89PNG"
+    assert first == plot_accuracy(members, tmp_path / "b.png").read_bytes()
+
+
+class Collecting:
+    def __init__(self) -> None:
+        self.cases: list[Any] = []
+
+    def run(self, cases: list[Any]) -> list[Outcome]:
+        self.cases = cases
+        return [Outcome(case=case, status="dropped", reason="not now") for case in cases]
+
+
+class FakeSession:
+    def __init__(self, **options: Any) -> None:
+        self.options = Options(**options)
+        self.runner = Collecting()
+
+    def save(self, table: Any, name: str) -> Any:
+        return table
+
+
+def test_short_budgets_come_first_and_models_in_turn():
+    session = FakeSession()
+    run_accuracy(session, sets=["lips", "acac"], budgets=[5.0, 20.0], draws=[0, 1])
+    cases = session.runner.cases
+    assert len(cases) == 2 * 2 * 2 * len(MODELS)
+    assert [case.budget for case in cases] == sorted(case.budget for case in cases)
+    assert [case.model for case in cases[: len(MODELS)]] == list(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("options", "sets", "message"),
+    [
+        ({}, ["lps"], r"set 'lps' is unknown \(did you mean 'lips'\?\); known are lips, "),
+        ({"models": ["shnet"]}, None, "'schnet'"),
+    ],
+)
+def test_unknown_names_are_refused(options: dict[str, Any], sets: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        run_accuracy(FakeSession(**options), sets=sets)
