@@ -71,6 +71,7 @@ def test_references_are_fitted_and_applied_by_fairchem(tmp_path: Path, raw: Path
         "mean": pytest.approx(0.0, abs=1e-9),
         "spread": pytest.approx(0.0, abs=1e-5),
     }
+    assert summary["splits"]["val_id"]["referenced_energy_eV"]["mean"] == pytest.approx(0.5)  # −12.5 + 5 + 8 + 0
     config = sections(out)
     datasets = {name: open_split(config, name) for name in config}
     assert {name: natoms_of(out / name) for name in ("train", "val_id", "test_id")} == {

@@ -210,8 +210,8 @@ def stage_unit(unit: Unit, *, staged: Path) -> int:
     """
     facts = staged_path(staged, unit, "npz")
     if not facts.exists():
-        contract = Contract(labels=not unit.split.startswith(TEST), oc22=True, fit_references=unit.split == TRAINING)
-        verify(unit, contract).save(facts)
+        labels = not unit.split.startswith(TEST)
+        verify(unit, Contract(labels=labels, oc22=True, sum_references=labels)).save(facts)
     return unit.number
 
 
@@ -226,7 +226,7 @@ class _Sums:
 
     read: int
     tallies: dict[str, Tally]
-    equations: NormalEquations
+    equations: dict[str, NormalEquations]
     examples: dict[int, str]
     notes: list[str]
 
@@ -250,9 +250,8 @@ def _write_all(
     else:
         save_npz(claimed.new / REFERENCES, element_references=references)
         sums.notes += _notes(sums, references, options)
-        if planned.trains:
-            tally = sums.tallies[TRAINING]
-            splits[TRAINING] = tally.described(sums.equations.residual(tally, references))
+        for name, equations in sums.equations.items():
+            splits[name] = sums.tallies[name].described(equations.residual(sums.tallies[name], references))
         about = {
             "element_references_eV": {chemical_symbols[number]: float(references[number]) for number in sums.elements},
             "elements_without_reference": [chemical_symbols[number] for number in _unknown(sums, references)],
@@ -262,12 +261,13 @@ def _write_all(
 
 
 def _add_up(shards: ShardSet) -> _Sums:
-    sums = _Sums(read=0, tallies={}, equations=NormalEquations.empty(), examples={}, notes=[])
+    sums = _Sums(read=0, tallies={}, equations={}, examples={}, notes=[])
     for unit, shard in shards:
         sums.read += shard.read
         sums.tallies[unit.split] = sums.tallies.get(unit.split, Tally()) + shard.tally
         if shard.equations is not None:
-            sums.equations += shard.equations
+            known = sums.equations.get(unit.split, NormalEquations.empty())
+            sums.equations[unit.split] = known + shard.equations
         for number, name in shard.examples.items():
             sums.examples.setdefault(number, f"{name} in {unit.source.name}")
         sums.notes += [f"{unit.source.path} {remark}" for remark in shard.remarks]
@@ -278,7 +278,7 @@ def _references(
     claimed: Claim, sums: _Sums, planned: Plan, given: FloatArray | None, options: OC22Options
 ) -> FloatArray | None:
     if given is None or options.references is None:
-        return sums.equations.solve() if planned.trains else None
+        return sums.equations[TRAINING].solve() if planned.trains else None
     try:
         return complete_references(given, sums.examples, options.references)
     except DataError:

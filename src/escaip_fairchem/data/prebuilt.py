@@ -46,12 +46,12 @@ class Contract:
     Attributes:
         labels: Energy and forces; test sets have none.
         oc22: OC22's format, whose reader in fairchem needs two more fields and drops stored edges.
-        fit_references: Gather what fitting an energy per element needs.
+        sum_references: Gather the sums that energies per element are fitted to and judged by.
     """
 
     labels: bool = True
     oc22: bool = False
-    fit_references: bool = False
+    sum_references: bool = False
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ def verify(unit: Unit, contract: Contract) -> Shard:
     Returns:
         The shard; its rows are in fairchem's order. Whatever is wrong is among what it calls skipped.
     """
-    builder = ShardBuilder(fit_references=contract.fit_references)
+    builder = ShardBuilder(sum_references=contract.sum_references)
     try:
         problem = _incomplete(unit.source.path)
         if problem is not None:

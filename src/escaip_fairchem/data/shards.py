@@ -120,17 +120,17 @@ class ShardBuilder:
     """Gathers a shard, structure by structure.
 
     Args:
-        fit_references: Whether to gather what fitting references needs.
+        sum_references: Whether to gather the sums that references are fitted to.
     """
 
-    def __init__(self, *, fit_references: bool = False) -> None:
+    def __init__(self, *, sum_references: bool = False) -> None:
         self._natoms: list[int] = []
         self._identity: list[int] = []
         self._position: list[int] = []
         self._waiting: list[Structure] = []
         self._tally = Tally()
         self._examples: dict[int, str] = {}
-        self._equations = NormalEquations.empty() if fit_references else None
+        self._equations = NormalEquations.empty() if sum_references else None
         self.skipped: list[tuple[int, Reason, str]] = []
         self.fields: tuple[str, ...] = ()
         self.remarks: list[str] = []
