@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from escaip_fairchem.cli import data_molecules
+from escaip_fairchem.cli import data_molecules, data_oc
 from escaip_fairchem.data import defaults
 from escaip_fairchem.data.pool import available_cores
 
@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
     _add_convert(commands)
     _add_demo(commands)
     data_molecules.add_parsers(commands)
+    data_oc.add_parsers(commands, _add_common)
 
 
 def _add_convert(commands: Any) -> None:

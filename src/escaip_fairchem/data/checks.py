@@ -33,6 +33,11 @@ class Reason(str, Enum):
     MISSING_STRESS = "missing stress"
     OVERLAP = "overlapping atoms"
     LARGE_FORCE = "force above the limit"
+    MISSING_PARTNER = "missing partner file"
+    COUNTS_DIFFER = "frames and lines differ"
+    MALFORMED_LINE = "malformed line"
+    DUPLICATE = "duplicate id"
+    MALFORMED_RECORD = "malformed record"
     UNEXPECTED = "unexpected error"
 
 
