@@ -36,9 +36,9 @@ class Preset:
     Attributes:
         title: Its heading.
         columns: Keys of the errors that it shows.
-        sets: Names that data sets must have, in order; empty: any.
+        sets: Names that data sets may have, in order; empty: any.
         group_by: What divides a set into rows, or None.
-        mean: Whether a last row has the mean of the others.
+        mean: Whether a last row has the mean of the others, if all are there.
     """
 
     title: str
@@ -93,7 +93,7 @@ def preset_of(name: str) -> Preset:
 
 
 def check_names(names: Sequence[str], preset: Preset | None) -> None:
-    """Refuse names that occur twice, and those that a benchmark does not have or lacks.
+    """Refuse names that occur twice, and those that a benchmark does not have.
 
     Raises:
         ConfigError: Names what is wrong.
@@ -106,12 +106,6 @@ def check_names(names: Sequence[str], preset: Preset | None) -> None:
     unknown = [name for name in names if name not in preset.sets]
     if unknown:
         raise ConfigError(f"data set {unknown[0]!r}: not in the table {preset.title}{nearest(unknown[0], preset.sets)}")
-    missing = [name for name in preset.sets if name not in names]
-    if missing:
-        raise ConfigError(
-            f"data set {missing[0]!r}: missing, the table {preset.title} has {', '.join(preset.sets)}; add "
-            f"{missing[0]}=SRC, or leave out --table to evaluate fewer sets"
-        )
 
 
 def errors_table(found: Mapping[str, GroupedErrors], *, preset: Preset | None, group_by: str | None) -> ResultTable:
@@ -130,14 +124,17 @@ def errors_table(found: Mapping[str, GroupedErrors], *, preset: Preset | None, g
         raise DataError("no data set was evaluated; give at least one as NAME=SRC")
     columns = [*COUNTS, *_columns(list(whole.values()), preset)]
     if preset is not None and preset.sets:
-        whole = {name: whole[name] for name in preset.sets}
+        whole = {name: whole[name] for name in preset.sets if name in whole}
     if preset is not None and preset.group_by is not None:
         rows, notes = _rows_of_groups(found)
     elif group_by is not None:
         rows, notes = _rows_of_sets_and_groups(found, whole)
     else:
         rows, notes = [_row(name, totals) for name, totals in whole.items()], []
-    if len(whole) > 1 and (preset is None or preset.mean):
+    missing = [] if preset is None else [name for name in preset.sets if name not in whole]
+    if missing:
+        notes = [*notes, f"not evaluated: {', '.join(missing)}"]
+    elif len(whole) > 1 and (preset is None or preset.mean):
         rows.append(_averaged_row("mean", list(whole.values()), [1] * len(whole)))
         notes = [*notes, "mean: every data set counts the same, whatever its size"]
     title = "Errors" if preset is None else preset.title

@@ -157,6 +157,8 @@ def open_set(source: SetSource, inference: Inference, reading: Reading) -> Evalu
     form = reading.form or _format_of(source.src, configured)
     settings = dataset_settings(inference.dataset, form, reading)
     try:
+        if not form.startswith("ase"):
+            _check_files(source)
         dataset = registry.get_dataset_class(form)({**settings, "src": str(source.src)})
     except (ValueError, AssertionError, OSError, RuntimeError, lmdb.Error, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -167,6 +169,15 @@ def open_set(source: SetSource, inference: Inference, reading: Reading) -> Evalu
     if len(dataset) == 0:
         raise DataError(f"{source}: is empty, there is nothing to evaluate on; check the path")
     return EvaluationSet(source, dataset, form, reading)
+
+
+def _check_files(source: SetSource) -> None:
+    """Open every file once: fairchem's data set would complain a second time, when the one that failed is deleted."""
+    files = [source.src] if source.src.is_file() else sorted(source.src.glob("*.lmdb"))
+    if not files:
+        raise ValueError("the folder holds no *.lmdb file")
+    for file in files:
+        lmdb.open(str(file), subdir=False, readonly=True, lock=False).close()
 
 
 def _format_of(src: Path, configured: str) -> str:
