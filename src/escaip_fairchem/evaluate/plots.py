@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -109,4 +110,43 @@ def plot_simulations(
     temperature.set_xlabel("time (fs)")
     temperature.set_ylabel("temperature (K)")
     temperature.set_title("Langevin", fontsize=10)
+    return _save(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingPoint:
+    """A training in a figure of error against cost.
+
+    Attributes:
+        family: The line that it belongs to.
+        x: Cost, in any unit.
+        energy: Error of the energy, meV.
+        forces: Error of a force component, meV/Å.
+    """
+
+    family: str
+    x: float
+    energy: float
+    forces: float
+
+
+def plot_scaling(points: Sequence[ScalingPoint], label: str, path: Path) -> Path:
+    """Draw errors against cost on logarithmic axes, one line per family.
+
+    Args:
+        points: At least one.
+        label: Name of the cost.
+        path: File to write.
+    """
+    figure, panels = _figure(2)
+    for number, family in enumerate(dict.fromkeys(point.family for point in points)):
+        line = sorted((point for point in points if point.family == family), key=lambda point: point.x)
+        for panel, errors in zip(panels, ([p.energy for p in line], [p.forces for p in line]), strict=True):
+            panel.plot([point.x for point in line], errors, marker="o", markersize=5, color=f"C{number}", label=family)
+    for panel, name in zip(panels, ("energy MAE (meV)", "force MAE (meV/Å)"), strict=True):
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xlabel(label)
+        panel.set_ylabel(name)
+    panels[0].legend(frameon=False, fontsize=8)
     return _save(figure, path)

@@ -40,15 +40,15 @@ class SampleNames:
 
     def identifier(self, row: int) -> str:
         """Id of a structure as fairchem writes it into predictions: ``sid_fid``, or ``sid`` without frames."""
-        parts = [_text(ids[row]) for ids in (self.sid, self.fid) if ids is not None]
+        parts = [text_of_id(ids[row]) for ids in (self.sid, self.fid) if ids is not None]
         return "_".join(parts) if self.sid is not None else str(row)
 
     def name(self, row: int) -> str | None:
         """Ids of a structure for a message, e.g. ``sid 'random42', fid 7``; None where it has none."""
         if self.sid is None:
             return None
-        frame = "" if self.fid is None else f", fid {_text(self.fid[row])}"
-        return f"sid {_text(self.sid[row])!r}{frame}"
+        frame = "" if self.fid is None else f", fid {text_of_id(self.fid[row])}"
+        return f"sid {text_of_id(self.sid[row])!r}{frame}"
 
     def describe(self, row: int) -> str:
         """Name a structure for a message, e.g. ``sid 'random42', fid 7 (structure 3 of the batch)``."""
@@ -74,7 +74,7 @@ def describe_sample(batch: Any, row: int) -> str:
     return SampleNames.of(batch).describe(row)
 
 
-def _text(value: Any) -> str:
+def text_of_id(value: Any) -> str:
     """An id as text: tensors of one number (fairchem stores frames as such) without their wrapping."""
     if isinstance(value, Tensor):
         value = value.item() if value.numel() == 1 else value.tolist()

@@ -19,6 +19,7 @@ from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
+from escaip_fairchem.plugin.trainer.compared import compared
 from escaip_fairchem.plugin.trainer.distributed import on_master, sum_over_ranks
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, unfinished_structures
 from escaip_fairchem.plugin.trainer.loaders import loaded_rows, original_order, seed_loader
@@ -132,27 +133,9 @@ class TrainerEvaluation(TrainerCheckpointing):
             evaluator: What to compute.
             metrics: What was accumulated so far.
         """
-        free_N = batch.fixed == 0
-        free_B = torch.zeros_like(batch.natoms).index_add_(0, batch.batch, free_N.to(batch.natoms.dtype))
-        predictions: dict[str, Tensor] = {}
-        labels: dict[str, Tensor] = {}
-        for name, settings in self.output_targets.items():
-            pred = self._denorm_preds(name, out[name], batch)
-            label = shaped_label(batch, name, pred).to(pred.dtype)
-            if settings["level"] == "atom" and settings["eval_on_free_atoms"]:
-                pred, label = pred[free_N], label[free_N]
-            predictions[name], labels[name] = pred, label
-        # Metrics that need numbers of atoms need those of the rows of forces.
-        of_all = not self.output_targets.get("forces", {}).get("eval_on_free_atoms", True)
-        shared = {"natoms": batch.natoms if of_all else free_B, "natoms_all": batch.natoms}
-        others = {
-            key: batch[key]
-            for key in batch.keys()  # noqa: SIM118 -- iterating over a batch is something else
-            if key not in labels and key not in shared and isinstance(batch[key], Tensor)
-        }
-        result: Metrics = evaluator.eval(
-            {**others, **shared, **predictions}, {**others, **shared, **labels}, prev_metrics=metrics or {}
-        )
+        predictions = {name: self._denorm_preds(name, out[name], batch) for name in self.output_targets}
+        predicted, labelled = compared(predictions, batch, self.output_targets)
+        result: Metrics = evaluator.eval(predicted, labelled, prev_metrics=metrics or {})
         return result
 
     def _aggregate_metrics(self, metrics: Metrics) -> Metrics:

@@ -72,6 +72,7 @@ class TrainerSetup(OCPTrainer):
         self._rank_states: tuple[int, list[dict[str, Any]]] | None = None
         self._resume_problem: str | None = None
         self._fit_is_due = False
+        self.training_structures: int | None = None
         super().__init__(**settings)
 
     @property
@@ -149,7 +150,10 @@ class TrainerSetup(OCPTrainer):
         """Load the data sets, and make of the training set what its keys ``fraction`` and ``rotations`` say."""
         super().load_datasets()
         wanted = TrainingSet.from_settings(self.config["dataset"])
-        if self.train_loader is None or wanted.changes_nothing:
+        if self.train_loader is None:
+            return
+        self.training_structures = wanted.distinct(self.train_dataset)
+        if wanted.changes_nothing:
             return
         self.train_dataset = wanted.of(self.train_dataset)
         logging.info(f"training set: {len(self.train_dataset):,} structures after fraction and rotations")

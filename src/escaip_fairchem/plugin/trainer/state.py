@@ -43,5 +43,6 @@ def training_state(trainer: EScAIPForcesTrainer) -> dict[str, Any]:
             "format": 1,
             "evaluated_step": trainer.evaluated_step or 0,
             "ranks": trainer.resume_states(),
+            "structures": trainer.training_structures,
         },
     }

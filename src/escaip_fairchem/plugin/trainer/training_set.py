@@ -74,13 +74,16 @@ class TrainingSet:
         """Whether the data set is used as it is."""
         return self.fraction == 1.0 and self.rotations is None
 
+    def distinct(self, dataset: Subset) -> int:
+        """Number of structures that are taken; each counts once, in however many orientations."""
+        return max(round(self.fraction * len(dataset)), 1)
+
     def of(self, dataset: Subset) -> BaseDataset[Any]:
         """Make it from fairchem's data set, whose rows have been shuffled by ``dataset.train.seed``.
 
         With the same seed, a smaller share is a part of a larger one.
         """
-        count = max(round(self.fraction * len(dataset)), 1)
-        taken = Subset(dataset.dataset, dataset.indices[:count], metadata=dataset.metadata)
+        taken = Subset(dataset.dataset, dataset.indices[: self.distinct(dataset)], metadata=dataset.metadata)
         return taken if self.rotations is None else RotatedDataset(taken, self.rotations)
 
 
