@@ -129,7 +129,7 @@ def molecules(names: Sequence[str], count: int, seed: int) -> dict[str, list[Ato
 
 def make_spice(raw: Path, data: Path) -> None:
     """SPICE's HDF5 file, by ``escaip data spice``."""
-    raw.mkdir(exist_ok=True)
+    raw.mkdir(parents=True, exist_ok=True)
     smiles = {"CH4": "[C:1]([H:2])([H:3])([H:4])[H:5]", "NH3": "[N:1]([H:2])([H:3])[H:4]", "H2O": "[O:1]([H:2])[H:3]"}
     smiles |= {"C2H2": "[C:1]#[C:2]", "CH3OH": "[C:1][O:2]", "CO2": "[O:1]=[C:2]=[O:3]"}
     with h5py.File(raw / "SPICE.hdf5", "w") as file:
@@ -155,7 +155,7 @@ def make_spice(raw: Path, data: Path) -> None:
 
 def make_mptrj(raw: Path, data: Path) -> None:
     """MPtrj's JSON file, by ``escaip data mptrj``."""
-    raw.mkdir(exist_ok=True)
+    raw.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(30)
     content: dict[str, dict[str, dict[str, object]]] = {}
     for number in range(6):
@@ -200,7 +200,7 @@ def pymatgen_structure(atoms: Atoms) -> dict[str, object]:
 
 def make_md22(raw: Path, data: Path) -> None:
     """MD22's npz files, by ``escaip data md22``: one small molecule stands in for all seven."""
-    raw.mkdir(exist_ok=True)
+    raw.mkdir(parents=True, exist_ok=True)
     per_kcal = ase.units.mol / ase.units.kcal
     conformers = molecules(["CH3OH"], 12, 40)["CH3OH"]
     for name in MD22:

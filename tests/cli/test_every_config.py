@@ -35,7 +35,7 @@ SIZES: dict[str, dict[str, int]] = {
         "attn_value_channels": 4, "ffn_hidden_channels": 4, "edge_channels": 4, "max_neighbors": 8,
     },
 }  # fmt: skip
-TRAINING = {"batch_size": 2, "eval_batch_size": 2, "max_epochs": 1, "num_workers": 0, "eval_every": 2}
+TRAINING = {"batch_size": 2, "eval_batch_size": 2, "max_epochs": 1, "num_workers": 0, "eval_every": 1}
 
 
 @pytest.fixture(scope="module")
