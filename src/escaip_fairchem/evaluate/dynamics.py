@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator
-from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.trajectory import Trajectory
 
 from escaip_fairchem.data.claims import Claim, claim, publish
 from escaip_fairchem.data.manifest import Manifest
 from escaip_fairchem.data.writer import save_text
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.evaluate.distances import DistanceHistogram, compare
+from escaip_fairchem.evaluate.dynamics_files import write_distances, write_frames, write_trajectory
 from escaip_fairchem.evaluate.langevin import FRICTION_UNITS, LangevinOptions, Run, run_langevin
 from escaip_fairchem.evaluate.plots import plot_dynamics
 from escaip_fairchem.evaluate.stability import StabilityCheck, StabilityLimits
@@ -228,11 +226,11 @@ def _finish(
         if len(frames):
             found.add(frames["positions"], atoms)
     summary = _summary(starts, runs, found, expected, plan)
-    _write_distances(claimed.new / DISTANCES, found, expected)
-    _write_frames(claimed.new / FRAMES, starts, runs, plan.langevin.timestep)
+    write_distances(claimed.new / DISTANCES, found, expected)
+    write_frames(claimed.new / FRAMES, starts, runs, plan.langevin.timestep)
     if plan.trajectory:
         for row, ((_, atoms), run) in enumerate(zip(starts, runs, strict=True)):
-            _write_trajectory(claimed.new / _trajectory(row), atoms, run)
+            write_trajectory(claimed.new / _trajectory(row), atoms, run)
     plot_dynamics(runs, found, expected, plan.langevin, claimed.new / FIGURE)
     save_text(claimed.new / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     publish(claimed)
@@ -293,40 +291,3 @@ def _stable_steps(run: Run) -> int:
 def _expected_spread(atoms: Atoms, temperature: float) -> float:
     """Standard deviation of the temperature of so many degrees of freedom in a bath, K."""
     return float(temperature * np.sqrt(2.0 / max(1, atoms.get_number_of_degrees_of_freedom())))
-
-
-def _write_distances(path: Path, found: DistanceHistogram, expected: DistanceHistogram | None) -> None:
-    both = [found] if expected is None else [found, expected]
-    size = max(len(histogram.counts) for histogram in both)
-    columns = [
-        np.pad(histogram.density, (0, size - len(histogram.counts))) if histogram.frames else np.full(size, np.nan)
-        for histogram in both
-    ]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["r_angstrom", "h_per_angstrom", *(["h_reference_per_angstrom"] if expected is not None else [])]
-        )
-        for row, values in enumerate(zip(*columns, strict=True)):
-            writer.writerow([f"{(row + 0.5) * found.bin_width:.6g}", *(repr(float(value)) for value in values)])
-
-
-def _write_frames(path: Path, starts: Sequence[tuple[Item, Atoms]], runs: Sequence[Run], timestep: float) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["start", "step", "time_fs", "potential_energy_ev", "kinetic_energy_ev", "temperature_kelvin"])
-        for (item, _), run in zip(starts, runs, strict=True):
-            for frame in run.frames:
-                numbers = (frame[name] for name in ("potential_energy", "kinetic_energy", "temperature"))
-                step = int(frame["step"])
-                writer.writerow([item.identifier, step, step * timestep, *(repr(float(number)) for number in numbers)])
-
-
-def _write_trajectory(path: Path, atoms: Atoms, run: Run) -> None:
-    with Trajectory(path, "w") as trajectory:
-        for frame in run.frames:
-            structure = atoms.copy()
-            structure.set_positions(frame["positions"], apply_constraint=False)
-            structure.set_momenta(frame["momenta"], apply_constraint=False)
-            structure.calc = SinglePointCalculator(structure, energy=float(frame["potential_energy"]))
-            trajectory.write(structure)
