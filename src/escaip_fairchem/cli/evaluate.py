@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-COMMANDS = ("evaluate_metrics", "evaluate_submission", "evaluate_rotation")
+COMMANDS = ("evaluate_metrics", "evaluate_submission", "evaluate_rotation", "evaluate_simulations")
 """Modules beside this one; ``add_parsers`` of each adds its sub-commands and imports slow things only to run one."""
 
 

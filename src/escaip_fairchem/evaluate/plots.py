@@ -12,7 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from escaip_fairchem.evaluate.curves import Curve
+from escaip_fairchem.evaluate.distances import DistanceHistogram
 from escaip_fairchem.evaluate.labels import FloatArray
+from escaip_fairchem.evaluate.langevin import LangevinOptions, Run
 from escaip_fairchem.evaluate.parity import Parity
 from escaip_fairchem.evaluate.simulate import Dynamics, Relaxation
 
@@ -80,6 +82,43 @@ def plot_curves(curves: Mapping[str, Curve], path: Path) -> Path:
 def _curve(panel: Axes, curves: Mapping[str, Curve], name: str, *, label: str, color: str, marker: str = "") -> None:
     curve = curves.get(name, {})
     panel.plot(list(curve), list(curve.values()), label=label, color=color, marker=marker, markersize=4)
+
+
+def plot_dynamics(
+    runs: Sequence[Run],
+    found: DistanceHistogram,
+    expected: DistanceHistogram | None,
+    options: LangevinOptions,
+    path: Path,
+) -> Path:
+    """Draw h(r) beside the reference's, and the temperature and the potential energy of every run.
+
+    Args:
+        runs: Dynamics in a bath.
+        found: Distances of the model's frames.
+        expected: Those of the reference.
+        options: Settings of the dynamics.
+        path: File to write.
+    """
+    figure, (distances, temperature, energy) = _figure(3)
+    for histogram, label, color in ((expected, "reference", ORANGE), (found, "model", BLUE)):
+        if histogram is not None and histogram.frames:
+            distances.plot(histogram.centers, histogram.density, color=color, label=label, linewidth=1)
+    distances.set_xlabel("distance (Å)")
+    distances.set_ylabel("h(r) (1/Å)")
+    if expected is not None:
+        distances.legend(frameon=False)
+    for run in runs:
+        picoseconds = run.frames["step"] * options.timestep / 1000.0
+        temperature.plot(picoseconds, run.frames["temperature"], color=BLUE, linewidth=0.5, alpha=0.6)
+        start = run.frames["potential_energy"][:1]
+        energy.plot(picoseconds, run.frames["potential_energy"] - start, color=BLUE, linewidth=0.5, alpha=0.6)
+    temperature.axhline(options.temperature, color=GREY, linewidth=1)
+    temperature.set_ylabel("temperature (K)")
+    energy.set_ylabel("potential energy since the start (eV)")
+    for panel in (temperature, energy):
+        panel.set_xlabel("time (ps)")
+    return _save(figure, path)
 
 
 def plot_simulations(

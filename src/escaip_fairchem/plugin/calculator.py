@@ -144,10 +144,10 @@ class OCPCalculator(FairchemCalculator):
             self.results["free_energy"] = self.results["energy"]
         stress = self.results.get("stress")
         if stress is not None and np.size(stress) == 9:
-            self.results["stress"] = _voigt(np.asarray(stress).reshape(3, 3))
+            self.results["stress"] = voigt(np.asarray(stress).reshape(3, 3))
 
 
-def _voigt(stress_33: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+def voigt(stress_33: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
     """Symmetric (3, 3) to ASE's (xx, yy, zz, yz, xz, xy)."""
     symmetric_33 = 0.5 * (stress_33 + stress_33.T)
     voigt_6: npt.NDArray[np.floating[Any]] = symmetric_33[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]

@@ -13,21 +13,30 @@ from escaip_fairchem.plugin.import_checkpoint import TRAINER
 from escaip_fairchem.plugin.models import EScAIP
 
 
-def save_random_checkpoint(settings: Mapping[str, Any], path: Path, *, seed: int) -> Path:
+def save_random_checkpoint(settings: Mapping[str, Any], path: Path, *, seed: int, stress: bool = False) -> Path:
     """Write a checkpoint that ``OCPCalculator`` opens, for energies and direct forces.
 
     Args:
         settings: Keys of :class:`escaip_fairchem.nn.BackboneConfig`.
         path: File to write. Its folder must exist.
         seed: Decides the parameters.
+        stress: Whether forces and stresses are the energy's derivatives instead.
     """
+    heads: dict[str, Any] = {}
+    if stress:
+        settings = {**settings, "direct_force": False}
+        heads = {"heads": {"energy_forces": {"regress_stress": True}}}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = EScAIP(backbone=dict(settings))
+        model = EScAIP(backbone=dict(settings), **heads)
     config = {
         "trainer": TRAINER,
-        "model": {"name": "escaip_fairchem.EScAIP", "backbone": dict(settings)},
-        "outputs": {"energy": {"level": "system"}, "forces": {"level": "atom"}},
+        "model": {"name": "escaip_fairchem.EScAIP", "backbone": dict(settings), **heads},
+        "outputs": {
+            "energy": {"level": "system"},
+            "forces": {"level": "atom"},
+            **({"stress": {"level": "system"}} if stress else {}),
+        },
         "dataset": {"src": None, "format": "lmdb"},
         "loss_functions": [{"energy": {"fn": "mae"}}, {"forces": {"fn": "l2mae"}}],
         "evaluation_metrics": {"metrics": {"energy": ["mae"], "forces": ["mae"]}, "primary_metric": "forces_mae"},
