@@ -1,6 +1,6 @@
-"""Every benchmark's data in little, in the format in which it is published, where its configurations expect it.
+"""Every benchmark's data in little: the published files in ``raw/<benchmark>``, and the commands that convert them.
 
-What is written here is converted by the commands that users run; only OC22's files are published ready for use.
+Folders are those of docs/benchmarks.md, so that the conversions put data where the configurations expect them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pickle
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import ase.io
 import ase.units
 import h5py
 import lmdb
@@ -24,6 +25,7 @@ from torch_geometric.data import Data
 from escaip_fairchem.cli.main import main
 
 OC20_FOLDERS = ("2M/train", "all_md/train", "all/val_id")
+OC22_FOLDERS = ("train", "val_id")
 MD22 = ("ac_ala3_nhme", "dha", "stachyose", "at_at", "at_at_cg_cg", "buckyball_catcher", "double_walled_nanotube")
 FRAMES = 8
 
@@ -49,18 +51,11 @@ def adsorbates(count: int, seed: int) -> list[Atoms]:
     return found
 
 
-def escaip(*words: str) -> None:
-    """Run ``escaip`` and expect it to succeed."""
-    assert main(list(words)) == 0, words
-
-
-def make_oc20(raw: Path, data: Path) -> None:
-    """Raw S2EF files, by ``escaip data oc20``."""
+def write_oc20(raw: Path) -> None:
+    """Raw S2EF files."""
     for seed, folder in enumerate(OC20_FOLDERS):
-        source = raw / "oc20" / folder
-        source.mkdir(parents=True)
-        write_s2ef(source, adsorbates(FRAMES, seed))
-        escaip("data", "oc20", str(source), str(data / "oc20/s2ef" / folder))
+        (raw / folder).mkdir(parents=True)
+        write_s2ef(raw / folder, adsorbates(FRAMES, seed))
 
 
 def write_s2ef(folder: Path, structures: Sequence[Atoms]) -> None:
@@ -88,16 +83,14 @@ def numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.8f}" for value in values)
 
 
-def make_oc22(raw: Path, data: Path) -> None:
-    """OC22's LMDB files, with references by ``escaip data oc22``."""
-    for seed, split in enumerate(("train", "val_id")):
-        source = raw / "oc22" / split
-        source.mkdir(parents=True)
-        write_oc22(source / "data.0000.lmdb", adsorbates(FRAMES, 10 + seed))
-        escaip("data", "oc22", str(source), str(data / "oc22/s2ef-total" / split))
+def write_oc22(raw: Path) -> None:
+    """OC22's LMDB files."""
+    for seed, split in enumerate(OC22_FOLDERS):
+        (raw / split).mkdir(parents=True)
+        write_total_energies(raw / split / "data.0000.lmdb", adsorbates(FRAMES, 10 + seed))
 
 
-def write_oc22(path: Path, structures: Sequence[Atoms]) -> None:
+def write_total_energies(path: Path, structures: Sequence[Atoms]) -> None:
     """Total energies in ``y``, forces in ``force``, and the marks ``oc22`` and ``nads``."""
     environment = lmdb.open(str(path), map_size=2**26, subdir=False, lock=False)
     with environment.begin(write=True) as transaction:
@@ -127,9 +120,9 @@ def molecules(names: Sequence[str], count: int, seed: int) -> dict[str, list[Ato
     return {name: [rattled(molecule(name), generator) for _ in range(count)] for name in names}
 
 
-def make_spice(raw: Path, data: Path) -> None:
-    """SPICE's HDF5 file, by ``escaip data spice``."""
-    raw.mkdir(parents=True, exist_ok=True)
+def write_spice(raw: Path) -> None:
+    """SPICE's HDF5 file."""
+    raw.mkdir(parents=True)
     smiles = {"CH4": "[C:1]([H:2])([H:3])([H:4])[H:5]", "NH3": "[N:1]([H:2])([H:3])[H:4]", "H2O": "[O:1]([H:2])[H:3]"}
     smiles |= {"C2H2": "[C:1]#[C:2]", "CH3OH": "[C:1][O:2]", "CO2": "[O:1]=[C:2]=[O:3]"}
     with h5py.File(raw / "SPICE.hdf5", "w") as file:
@@ -150,12 +143,11 @@ def make_spice(raw: Path, data: Path) -> None:
             ):
                 group[key] = values
                 group[key].attrs["units"] = units
-    escaip("data", "spice", str(raw / "SPICE.hdf5"), str(data / "spice"))
 
 
-def make_mptrj(raw: Path, data: Path) -> None:
-    """MPtrj's JSON file, by ``escaip data mptrj``."""
-    raw.mkdir(parents=True, exist_ok=True)
+def write_mptrj(raw: Path) -> None:
+    """MPtrj's JSON file."""
+    raw.mkdir(parents=True)
     generator = np.random.default_rng(30)
     content: dict[str, dict[str, dict[str, object]]] = {}
     for number in range(6):
@@ -178,7 +170,6 @@ def make_mptrj(raw: Path, data: Path) -> None:
                 "mp_id": f"mp-{number}",
             }
     (raw / "MPtrj.json").write_text(json.dumps(content))
-    escaip("data", "mptrj", str(raw / "MPtrj.json"), str(data / "mptrj"))
 
 
 def pymatgen_structure(atoms: Atoms) -> dict[str, object]:
@@ -198,9 +189,9 @@ def pymatgen_structure(atoms: Atoms) -> dict[str, object]:
     }
 
 
-def make_md22(raw: Path, data: Path) -> None:
-    """MD22's npz files, by ``escaip data md22``: one small molecule stands in for all seven."""
-    raw.mkdir(parents=True, exist_ok=True)
+def write_md22(raw: Path) -> None:
+    """MD22's npz files and a start for simulations: one small molecule stands in for all seven."""
+    raw.mkdir(parents=True)
     per_kcal = ase.units.mol / ase.units.kcal
     conformers = molecules(["CH3OH"], 12, 40)["CH3OH"]
     for name in MD22:
@@ -212,15 +203,42 @@ def make_md22(raw: Path, data: Path) -> None:
             F=np.array([atoms.get_forces() for atoms in conformers]) * per_kcal,
             name=np.array(name),
         )
-        escaip("data", "md22", str(raw / f"{name}.npz"), str(data / "md22"), "--split", "8", "2", "2")
+    ase.io.write(raw / "start.extxyz", conformers[0])
 
 
-MAKERS = {"oc20": make_oc20, "oc22": make_oc22, "spice": make_spice, "mptrj": make_mptrj, "md22": make_md22}
+def write_wbm(raw: Path) -> None:
+    """Crystals to be relaxed, with the ids of Matbench-Discovery."""
+    raw.mkdir(parents=True)
+    crystals = [bulk("Cu", cubic=True), bulk("Al")]
+    for number, atoms in enumerate(crystals, start=1):
+        atoms.info["material_id"] = f"wbm-1-{number}"
+    ase.io.write(raw / "initial.extxyz", crystals)
 
 
-def make_demo(raw: Path, data: Path) -> None:
-    """The demonstration set, which is made and not converted."""
-    escaip("data", "demo", str(data / "demo"), "--n-train", "8", "--n-val", "2", "--n-test", "2", "--formats", "lmdb")
+WRITERS = {
+    "oc20": write_oc20,
+    "oc22": write_oc22,
+    "spice": write_spice,
+    "mptrj": write_mptrj,
+    "md22": write_md22,
+    "wbm": write_wbm,
+}
+"""What puts the published files of a benchmark into a folder."""
+
+CONVERSIONS = [
+    *(f"data oc20 raw/oc20/{folder} data/oc20/s2ef/{folder}" for folder in OC20_FOLDERS),
+    *(f"data oc22 raw/oc22/{folder} data/oc22/s2ef-total/{folder}" for folder in OC22_FOLDERS),
+    "data spice raw/spice/SPICE.hdf5 data/spice",
+    "data mptrj raw/mptrj/MPtrj.json data/mptrj",
+    *(f"data md22 raw/md22/{name}.npz data/md22 --split 8 2 2" for name in MD22),
+    "data demo data/demo --n-train 8 --n-val 2 --n-test 2 --formats lmdb",
+]
+"""Words after ``escaip``, with paths relative to the folder of all benchmarks."""
 
 
-MAKERS["demo"] = make_demo
+def convert_everything(folder: Path) -> None:
+    """Write all published files below a folder, the working folder, and convert them."""
+    for name, write in WRITERS.items():
+        write(folder / "raw" / name)
+    for words in CONVERSIONS:
+        assert main(words.split()) == 0, words

@@ -1,6 +1,6 @@
-"""Run ``fairchem main`` on a configuration in a process that has imported everything already.
+"""Run commands in a process that has imported everything already.
 
-Importing takes most of the time of a short run, and there are many configurations.
+Importing takes most of the time of a short run, and there are many.
 """
 
 from __future__ import annotations
@@ -39,12 +39,19 @@ def server() -> Any:
     return context
 
 
-def run_config(words: Sequence[str], folder: Path, after: Any) -> RunResult:
-    """Run ``fairchem main`` with some words in a folder, then a function of the folder in the same process."""
+def run_command(program: str, words: Sequence[str], folder: Path, after: Any = None) -> RunResult:
+    """Run a command in a folder, then a function of the folder in the same process.
+
+    Args:
+        program: ``fairchem`` or ``escaip``.
+        words: What follows it.
+        folder: Working folder.
+        after: The function, or None.
+    """
     context = server()
     receiver, sender = context.Pipe(duplex=False)
     log = folder / f"log-{os.getpid()}-{abs(hash(tuple(words)))}.txt"
-    process = context.Process(target=_run, args=(list(words), folder, after, sender, log))
+    process = context.Process(target=_run, args=(program, list(words), folder, after, sender, log))
     process.start()
     sender.close()
     try:
@@ -58,13 +65,13 @@ def run_config(words: Sequence[str], folder: Path, after: Any) -> RunResult:
     return RunResult(status=answer[0], text=text, value=answer[1])
 
 
-def _run(words: list[str], folder: Path, after: Any, sender: Connection, log: Path) -> None:
+def _run(program: str, words: list[str], folder: Path, after: Any, sender: Connection, log: Path) -> None:
     os.chdir(folder)
     with log.open("w") as stream:  # also what libraries print, and the traceback of whatever goes wrong
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
-    from escaip_fairchem.cli.fairchem import main
+    from escaip_fairchem.cli import fairchem, main
 
-    status = main(["main", *words])
-    sender.send((status, after(folder) if status == 0 else None))
+    status = {"fairchem": fairchem, "escaip": main}[program].main(words)
+    sender.send((status, after(folder) if status == 0 and after is not None else None))
     sender.close()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_data import MAKERS
-from config_runs import run_config
+from benchmark_data import convert_everything
+from config_runs import run_command
 
 from escaip_fairchem.evaluate.curves import read_curves
 from escaip_fairchem.plugin.info import read_config
@@ -42,8 +42,9 @@ TRAINING = {"batch_size": 2, "eval_batch_size": 2, "max_epochs": 1, "num_workers
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data of all benchmarks."""
     folder = tmp_path_factory.mktemp("benchmarks")
-    for name, make in MAKERS.items():
-        make(folder / "raw" / name, folder / "data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        convert_everything(folder)
     return folder
 
 
@@ -71,8 +72,17 @@ def test_it_runs(name: str, workspace: Path, tmp_path: Path) -> None:
     overrides = [f"model.backbone.{key}={value}" for key, value in SIZES[kind].items()]
     overrides += [f"optim.{key}={value}" for key, value in TRAINING.items()]
     (tmp_path / "data").symlink_to(workspace / "data")
-    words = ["--config-yml", str(FOLDER / f"{name}.yml"), "--cpu", "--print-every", "1", "--run-dir", "runs/run"]
-    result = run_config([*words, "--timestamp-id", "run", *overrides], tmp_path, calculate)
+    words = [
+        "main",
+        "--config-yml",
+        str(FOLDER / f"{name}.yml"),
+        "--cpu",
+        "--print-every",
+        "1",
+        "--run-dir",
+        "runs/run",
+    ]
+    result = run_command("fairchem", [*words, "--timestamp-id", "run", *overrides], tmp_path, calculate)
     assert result.status == 0, result.text[-4000:]
 
     curves = read_curves(tmp_path / "runs/run/logs/tensorboard/run")
