@@ -1,6 +1,6 @@
 """Every command of docs/benchmarks.md and docs/ablations.md runs, on the benchmarks' data in little.
 
-Downloads are left out: their place is taken by files of the published formats. Sizes are overridden, and simulations cut.
+Downloads are left out; files of the published formats take their place. Sizes are overridden, and simulations cut.
 """
 
 from __future__ import annotations

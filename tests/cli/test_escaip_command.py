@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import fairchem_runs
@@ -71,3 +73,27 @@ def test_statuses(capsys):
     assert run_reporting("x", is_stopped, debug=False) == 130
     with pytest.raises(KeyError):  # a bug keeps its traceback
         run_reporting("x", is_wrong, debug=False)
+
+
+def test_a_reader_that_has_had_enough_is_no_error(tmp_path: Path) -> None:
+    """As in ``escaip info … | head -1``."""
+    script = "import sys; from escaip_fairchem.cli.reporting import run_reporting; "
+    script += "sys.exit(run_reporting('x', lambda: print('\\n'.join(map(str, range(10**6)))), debug=False))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "0\n"
+    process.stdout.close()
+    assert process.wait(30) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_other_broken_pipes_are_errors() -> None:
+    def fail() -> None:
+        raise BrokenPipeError("of a worker")
+
+    with pytest.raises(BrokenPipeError, match="of a worker"):
+        run_reporting("x", fail, debug=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from escaip_fairchem.errors import EScAIPError
 
 INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""Whoever read the output, ``head`` for example, had enough of it; the status that a shell gives programs in C."""
 
 
 def run_reporting(command: str, function: Callable[[], int | None], *, debug: bool) -> int:
@@ -21,12 +24,18 @@ def run_reporting(command: str, function: Callable[[], int | None], *, debug: bo
         debug: Whether to print the traceback in any case.
 
     Returns:
-        The exit status: 2 for an error that is the user's to put right, 130 for Ctrl-C.
+        The exit status: 2 for an error that is the user's to put right, 130 for Ctrl-C, 141 where nobody reads on.
     """
     # Three of fairchem's modules load tables of their own in a way that torch 2.4 and 2.5 find worth a page of text.
     warnings.filterwarnings("ignore", message="You are using `torch.load` with `weights_only=False`")
     try:
-        return function() or 0
+        status = function() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return PIPE_CLOSED
     except EScAIPError as error:
         if debug:
             traceback.print_exc()
@@ -38,3 +47,13 @@ def run_reporting(command: str, function: Callable[[], int | None], *, debug: bo
             traceback.print_exc()
         print(f"{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more; what is left for it then goes nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
