@@ -154,8 +154,8 @@ def settings(name: str) -> tuple[Any, ...]:
         ("oc20/escaip_all_md_medium", (12, 1e-4, 0.1, 12, 0.1, [("energy", 2), ("forces", 100)])),
         ("oc20/escaip_all_md_large", (8, 1e-4, 0.1, 6, 0.1, [("energy", 2), ("forces", 100)])),
         ("spice/escaip_spice", (64, 1e-5, 0.5, 30, 0.05, [("energy", 4), ("forces", 100)])),
-        ("md22/escaip_md22_ac_ala3_nhme", (48, 4e-5, 0.5, 10000, 0.05, [("energy", 1), ("forces", 100)])),
-        ("md22/escaip_md22_double_walled_nanotube", (4, 4e-5, 0.5, 10000, 0.05, [("energy", 1), ("forces", 100)])),
+        ("md22/escaip_md22_ac_ala3_nhme", (48, 4e-5, 0.5, 10000 / 16, 0.05, [("energy", 1), ("forces", 100)])),
+        ("md22/escaip_md22_double_walled_nanotube", (4, 4e-5, 0.5, 10000 / 16, 0.05, [("energy", 1), ("forces", 100)])),
         (f"{SCALING}l6", (3, 4e-4, 0.01, 30, None, [("energy", 2), ("forces", 100)])),
         (f"{SCALING}l8", (4, 4e-4, 0.01, 30, None, [("energy", 2), ("forces", 100)])),
     ],
@@ -173,6 +173,12 @@ def test_mptrj_has_the_published_settings():
     later = settings("mptrj/escaip_mptrj_finetune")
     assert later[3] == 150
     assert dict(later[5])["energy"] > 5
+    # One schedule over both parts.
+    ends = {
+        read_config(path_of(f"mptrj/{name}"))["optim"]["scheduler_params"]["epochs"]
+        for name in ("escaip_mptrj", "escaip_mptrj_finetune")
+    }
+    assert ends == {150}
 
 
 @pytest.mark.parametrize(

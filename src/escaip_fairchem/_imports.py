@@ -5,7 +5,8 @@ model by its short name only after the module that registers it was imported. He
 
 * Last in line, it finds the pure-PyTorch stand-ins for the two packages when nothing else does: not installed means
   replaced, installed but broken means the error of the broken package.
-* First in line, it sees ``fairchem.core`` being imported and has ``escaip_fairchem.plugin`` imported right after it.
+* First in line, it sees ``fairchem.core`` being imported and has ``escaip_fairchem.plugin`` imported right after it; so
+  with the other modules in ``GUESTS``.
 
 Only the standard library is imported here, so that ``import escaip_fairchem`` stays light.
 """
@@ -25,6 +26,12 @@ from escaip_fairchem.errors import EScAIPError, MissingDependencyError
 
 HOST = "fairchem.core"
 PLUGIN = "escaip_fairchem.plugin"
+GUESTS = {
+    HOST: PLUGIN,
+    # Found by its short names wherever fairchem's model is, and imported no earlier, for that takes a while.
+    f"{HOST}.models.equiformer_v2.equiformer_v2": f"{PLUGIN}.invariant_equiformer_v2",
+}
+"""Modules of this package by those of fairchem right after which they are imported."""
 STANDINS = {"torch_scatter": "torch-scatter", "torch_sparse": "torch-sparse"}
 _FOLDER = Path(__file__).parent / "plugin" / "standins"
 
@@ -115,19 +122,19 @@ def _torch_geometric_is_probing() -> bool:
 
 
 class HostFinder(MetaPathFinder):
-    """Have the plugin imported right after ``fairchem.core``; to be asked before every other finder."""
+    """Have modules imported right after their hosts; to be asked before every other finder."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Hand ``fairchem.core`` to the finders behind this one, and wrap the loader that they name.
+        """Hand hosts to the finders behind this one, and wrap the loader that they name.
 
         Args:
             fullname: Name of the module that is being imported.
             path: Where its package lies, passed on.
             target: The module that is being reloaded, passed on.
         """
-        if fullname != HOST:
+        if fullname not in GUESTS:
             return None
         for finder in sys.meta_path:
             if isinstance(finder, HostFinder) or not hasattr(finder, "find_spec"):
@@ -135,16 +142,17 @@ class HostFinder(MetaPathFinder):
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _PluginAfterHost(spec.loader)
+                    spec.loader = _GuestAfterHost(spec.loader, GUESTS[fullname])
                 return spec
         return None
 
 
-class _PluginAfterHost(Loader):
-    """Execute the host with its own loader, then import the plugin."""
+class _GuestAfterHost(Loader):
+    """Execute the host with its own loader, then import the guest."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, guest: str) -> None:
         self._loader = loader
+        self._guest = guest
 
     def __getattr__(self, name: str) -> object:
         # Everything else that a loader may offer (get_source, resources, …) is the original's.
@@ -159,7 +167,7 @@ class _PluginAfterHost(Loader):
             module.__spec__.loader = self._loader
         module.__loader__ = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(PLUGIN)
+        importlib.import_module(self._guest)
 
 
 def install() -> None:

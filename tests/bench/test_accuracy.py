@@ -11,15 +11,23 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from bench_cases import InProcessWorker
 
 from escaip_fairchem.bench import accuracy_sets
-from escaip_fairchem.bench.accuracy import accuracy_table, curves_table, measure_accuracy, run_accuracy
+from escaip_fairchem.bench.accuracy import (
+    Comparison,
+    accuracy_table,
+    compare_accuracies,
+    curves_table,
+    measure_accuracy,
+)
 from escaip_fairchem.bench.accuracy_models import MODELS
 from escaip_fairchem.bench.accuracy_plot import plot_accuracy
 from escaip_fairchem.bench.accuracy_sets import LabelledSet, in_a_box, read_set
 from escaip_fairchem.bench.cases import AccuracyCase, Outcome
 from escaip_fairchem.bench.models import NotAvailableError
 from escaip_fairchem.bench.options import Options
+from escaip_fairchem.cli.main import main
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.budget_trainer import Budget, rate_factor
 
@@ -140,7 +148,7 @@ class FakeSession:
 
 def test_short_budgets_come_first_and_models_in_turn():
     session = FakeSession()
-    run_accuracy(session, sets=["lips", "acac"], budgets=[5.0, 20.0], draws=[0, 1])
+    compare_accuracies(session, Comparison.of(sets=["lips", "acac"], budgets=[5.0, 20.0], draws=[0, 1]))
     cases = session.runner.cases
     assert len(cases) == 2 * 2 * 2 * len(MODELS)
     assert [case.budget for case in cases] == sorted(case.budget for case in cases)
@@ -148,12 +156,24 @@ def test_short_budgets_come_first_and_models_in_turn():
 
 
 @pytest.mark.parametrize(
-    ("options", "sets", "message"),
+    ("names", "message"),
     [
-        ({}, ["lps"], r"set 'lps' is unknown \(did you mean 'lips'\?\); known are lips, "),
-        ({"models": ["shnet"]}, None, "'schnet'"),
+        ({"sets": ["lps"]}, r"set 'lps' is unknown \(did you mean 'lips'\?\); known are lips, "),
+        ({"models": ["shnet"]}, r"model 'shnet' is unknown \(did you mean 'schnet'\?\)"),
     ],
 )
-def test_unknown_names_are_refused(options: dict[str, Any], sets: Any, message: str):
+def test_unknown_names_are_refused(names: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
-        run_accuracy(FakeSession(**options), sets=sets)
+        Comparison.of(**names)
+
+
+@pytest.mark.slow
+def test_the_command_compares_what_it_is_told_to(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
+    """Measured in this process, which knows the tiny set."""
+    monkeypatch.setattr("escaip_fairchem.bench.runner.Worker", InProcessWorker)
+    words = ["--quick", "--sets", "tiny", "--models", "escaip,equiformer-v2", "--frames", str(folder)]
+    assert main(["bench", "accuracy", *words, "--out", str(folder / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "equiformer-v2" in said
+    assert (folder / "out" / "accuracy.png").is_file()
+    assert len((folder / "out" / "accuracy_curves.csv").read_text().splitlines()) == 1 + 2 * 7

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
-from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from model_cases import batch_of
 
@@ -124,6 +125,15 @@ def test_weight_decay_leaves_out_biases_and_norms():
     assert not {"sphere_embedding.shape.0.weight", "sphere_embedding.shape.2.weight"} & exempt
 
 
-def test_it_has_names():
-    for name in ("escaip_invariant_equiformer_v2_backbone", "escaip_invariant_equiformer_v2_force_head"):
-        assert registry.get_model_class(name).__module__ == "escaip_fairchem.plugin.invariant_equiformer_v2"
+def test_a_fresh_process_finds_it_by_its_names():
+    """Where fairchem's models are imported, as before every training and by the calculator."""
+    script = """
+import escaip_fairchem
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import setup_imports
+setup_imports()
+for part in ("backbone", "force_head"):
+    print(registry.get_model_class(f"escaip_invariant_equiformer_v2_{part}").__name__)
+"""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert process.stdout.split() == ["InvariantEquiformerV2Backbone", "InvariantEquiformerV2ForceHead"], process.stderr

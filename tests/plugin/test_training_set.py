@@ -14,7 +14,14 @@ from torch_geometric.data import Data
 from trainer_cases import build, config, rattled_slabs, single_process_group, write_lmdb
 
 from escaip_fairchem.errors import ConfigError
-from escaip_fairchem.plugin.trainer.training_set import RotatedDataset, Rotations, TrainingSet, random_rotation, turned
+from escaip_fairchem.plugin.trainer.training_set import (
+    RotatedDataset,
+    Rotations,
+    TrainingSet,
+    limited,
+    random_rotation,
+    turned,
+)
 
 SHARE = "dataset__train__fraction"
 
@@ -177,3 +184,41 @@ def test_batches_of_copies_are_balanced_by_their_atoms(data):
     dataset = TrainingSet(fraction=0.5, rotations=Rotations(copies=3)).of(dataset_of(data))
     rows = [29, 0, 1, 17]
     assert np.ravel(dataset.get_metadata("natoms", rows)).tolist() == [int(dataset[row].natoms) for row in rows]
+
+
+def test_evaluations_on_the_way_are_short_and_others_are_not(data, tmp_path):
+    settings = config(data, data.parent / "val.lmdb", dataset__val__at_most=2, optimizer__max_epochs=1)
+    trainer = build(settings, tmp_path)
+    assert len(trainer.val_loader.dataset) == 5
+    trainer.train(disable_eval_tqdm=True)
+    seen = [trainer.val_dataset[row].sid for row in range(2)]
+    assert len(trainer.val_loader.dataset) == len(set(seen)) == 2
+    again = build(settings, tmp_path)
+    again.train(disable_eval_tqdm=True)
+    assert [again.val_dataset[row].sid for row in range(2)] == seen
+    many = build(config(data, data.parent / "val.lmdb", dataset__val__at_most=99, optimizer__max_epochs=1), tmp_path)
+    many.train(disable_eval_tqdm=True)
+    assert len(many.val_loader.dataset) == 5
+
+
+@pytest.mark.parametrize("limit", [0, 2.5, "all", True])
+def test_a_limit_that_is_no_number_is_refused(data, limit):
+    with pytest.raises(
+        ConfigError, match=f"dataset.val.at_most: must be a number of structures, at least 1, got {limit!r}"
+    ):
+        limited(dataset_of(data), {"at_most": limit})
+
+
+def test_other_losses_choose_the_best_checkpoint_anew(data, tmp_path):
+    """As the last epochs on MPtrj do: what was best before by other aims must not keep their result from being kept."""
+    settings = config(data, data.parent / "val.lmdb", optimizer__max_epochs=1)
+    first = build(settings, tmp_path, timestamp_id="first")
+    first.train(disable_eval_tqdm=True)
+    checkpoint = str(tmp_path / "checkpoints/first/checkpoint.pt")
+    assert first.best_val_metric is not None
+    other = [{"energy": {"fn": "mae", "coefficient": 100}}, {"forces": {"fn": "l2mae", "coefficient": 1}}]
+    for losses, expected in ((settings["loss_functions"], first.best_val_metric), (other, None)):
+        second = build({**settings, "loss_functions": losses}, tmp_path, timestamp_id=f"second-{expected}")
+        second.load_checkpoint(checkpoint)
+        assert second.best_val_metric == expected
+        assert second.step == first.step

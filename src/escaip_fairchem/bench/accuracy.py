@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,25 +115,64 @@ def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict
     }
 
 
-def run_accuracy(
-    session: Session,
-    *,
-    sets: Sequence[str] | None = None,
-    budgets: Sequence[float] | None = None,
-    draws: Sequence[int] | None = None,
-) -> list[Table]:
-    """Measure all models on all sets; write ``accuracy.csv``, ``accuracy_curves.csv`` and ``accuracy.png``.
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is compared.
 
-    Args:
-        session: The run.
-        sets: Keys of :data:`SETS`; None: all.
-        budgets: Seconds of training; None: :data:`BUDGETS`.
-        draws: Seeds; None: :data:`DRAWS`.
-
-    Raises:
-        ConfigError: A set or a model is unknown.
+    Attributes:
+        models: Keys of :data:`MODELS`.
+        sets: Keys of :data:`SETS`.
+        budgets: Seconds of training.
+        draws: Seeds.
     """
-    outcomes = session.runner.run(list(_cases(session, sets, budgets, draws)))
+
+    models: Sequence[str]
+    sets: Sequence[str]
+    budgets: Sequence[float]
+    draws: Sequence[int]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        models: Sequence[str] | None = None,
+        sets: Sequence[str] | None = None,
+        budgets: Sequence[float] | None = None,
+        draws: Sequence[int] | None = None,
+        quick: bool = False,
+    ) -> Comparison:
+        """Fill in what was not asked for.
+
+        Raises:
+            ConfigError: A set or a model is unknown.
+        """
+        known: Mapping[str, Mapping[str, Any]] = {"model": MODELS, "set": SETS}
+        for what, names in (("model", models), ("set", sets)):
+            for name in names or ():
+                if name not in known[what]:
+                    raise ConfigError(
+                        f"{what} {name!r} is unknown{nearest(name, known[what])}; known are {', '.join(known[what])}"
+                    )
+        return cls(
+            models=models or list(MODELS),
+            sets=sets or list(QUICK_SETS if quick else SETS),
+            budgets=budgets or (QUICK_BUDGETS if quick else BUDGETS),
+            draws=draws or (QUICK_DRAWS if quick else DRAWS),
+        )
+
+    def cases(self, session: Session) -> Iterator[AccuracyCase]:
+        """All trainings, short ones first and models in turn: a time limit or a slow hour then hits all alike."""
+        for budget in self.budgets:
+            for draw in self.draws:
+                for data in self.sets:
+                    for model in self.models:
+                        common = {**session.options.common, "budget": budget}
+                        yield AccuracyCase(**common, model=model, data=data, draw=draw)
+
+
+def compare_accuracies(session: Session, comparison: Comparison) -> list[Table]:
+    """Train everything; write ``accuracy.csv``, ``accuracy_curves.csv`` and ``accuracy.png``."""
+    outcomes = session.runner.run(list(comparison.cases(session)))
     table = session.save(accuracy_table(outcomes), "accuracy")
     session.save(curves_table(outcomes), "accuracy_curves")
     out = session.options.out
@@ -141,25 +181,6 @@ def run_accuracy(
 
         plot_accuracy(outcomes, out / "accuracy.png")
     return [table]
-
-
-def _cases(
-    session: Session, sets: Sequence[str] | None, budgets: Sequence[float] | None, draws: Sequence[int] | None
-) -> Iterator[AccuracyCase]:
-    options = session.options
-    models = list(MODELS) if options.models is None else list(options.models)
-    names = list(sets) if sets else list(QUICK_SETS if options.quick else SETS)
-    for given, known, what in ((models, MODELS, "model"), (names, SETS, "set")):
-        for name in given:
-            if name not in known:
-                raise ConfigError(f"{what} {name!r} is unknown{nearest(name, known)}; known are {', '.join(known)}")
-    # Short budgets first, and models in turn, so that a time limit or a slow hour of the machine hits all alike.
-    for budget in budgets or (QUICK_BUDGETS if options.quick else BUDGETS):
-        for draw in draws or (QUICK_DRAWS if options.quick else DRAWS):
-            for data in names:
-                for model in models:
-                    common = {**options.common, "budget": budget}
-                    yield AccuracyCase(**common, model=model, data=data, draw=draw)
 
 
 def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
@@ -187,7 +208,7 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
     notes += [
         "errors on the test structures after the budget, with averaged weights; ±: largest distance from the mean of "
         "the seeds",
-        "same splits, trainer, loss, batch size (8) and schedule over the budget for all; rates are the models' own",
+        f"same splits, trainer, loss, batch size ({BATCH}), initial rate and schedule over the budget for all",
     ]
     return Table(title="Accuracy after equal time", columns=columns, rows=rows, notes=notes)
 

@@ -1,4 +1,4 @@
-"""Models of about equal cost for small sets, with the rates that suit them."""
+"""Small models for small sets."""
 
 from __future__ import annotations
 

@@ -58,8 +58,12 @@ def plot_accuracy(outcomes: Sequence[Outcome], path: Path) -> Path:
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(MODELS), frameon=False, fontsize=8)
+    entries = {  # of all panels: a model may lack a line in some
+        label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        list(entries.values()), list(entries), loc="outside lower center", ncols=len(MODELS), frameon=False, fontsize=8
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DOTS_PER_INCH, metadata={"Software": None})
     return path

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from escaip_fairchem.bench.options import Session
+from typing import Any
 
 COMMANDS = {
     "efficiency": "time and memory of inference and training against batch size (the paper's figures 1 and 5)",
@@ -45,13 +42,18 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_accuracy(commands: Any) -> None:
     command = commands.add_parser("accuracy", help=ACCURACY, description=f"Measure {ACCURACY}.")
-    _add_options(command)
+    command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for tables (CSV) and the figure (PNG)")
+    command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
+    command.add_argument("--models", type=_words, metavar="NAME,…", help="models; an unknown name lists the known")
+    command.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="drop what does not fit, and say so")
+    command.add_argument("--frames", type=Path, metavar="DIR", help="folder of the sets (lips_200.extxyz, …)")
     command.add_argument("--sets", type=_words, metavar="NAME,…", help="sets; an unknown name lists the known")
     command.add_argument("--budgets", type=_several_seconds, metavar="SECONDS,…", help="of training (default: 60,240)")
     command.add_argument(
         "--draws", type=_several_seeds, metavar="N,…", help="seeds of splits and models (default: 0,1)"
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run_accuracy)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -94,8 +96,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     load_pool(options.frames, seed=options.seed, count=3)  # a wrong folder is told before anything is measured
     session = Session(options)
-    if arguments.bench_command == "accuracy":
-        return _run_accuracy(session, arguments)
     wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
     tables = [machine_table(session.machine)]
     print(f"\n{tables[0].markdown()}\n", flush=True)
@@ -111,11 +111,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_accuracy(session: Session, arguments: argparse.Namespace) -> int:
-    from escaip_fairchem.bench.accuracy import run_accuracy
+def run_accuracy(arguments: argparse.Namespace) -> int:
+    """Compare accuracies and print the table."""
+    from escaip_fairchem.bench.accuracy import Comparison, compare_accuracies
+    from escaip_fairchem.bench.machine import check_device
+    from escaip_fairchem.bench.options import Options, Session, machine_table
 
+    check_device(arguments.device)
+    comparison = Comparison.of(
+        models=arguments.models,
+        sets=arguments.sets,
+        budgets=arguments.budgets,
+        draws=arguments.draws,
+        quick=arguments.quick,
+    )
+    options = Options(
+        device=arguments.device,
+        out=arguments.out,
+        quick=arguments.quick,
+        time_limit=arguments.time_limit,
+        frames=arguments.frames,
+    )
+    session = Session(options)
     with session.runner:
-        tables = run_accuracy(session, sets=arguments.sets, budgets=arguments.budgets, draws=arguments.draws)
+        tables = [machine_table(session.machine), *compare_accuracies(session, comparison)]
     for table in tables:
         print(f"\n{table.markdown()}\n", flush=True)
     return 0

@@ -59,18 +59,17 @@ def check_keys(config: Mapping[str, Any]) -> None:
         _refuse_unknown(f"outputs.{name}.", output, known_keys.OUTPUT)
     if isinstance(config["dataset"], Mapping):
         is_own = str(config.get("trainer", "ocp")) in known_keys.OWN_TRAINERS
-        _check_dataset_keys(config["dataset"], known_keys.OWN_TRAINING_SET if is_own else frozenset())
+        _check_dataset_keys(config["dataset"], known_keys.OWN_DATASET if is_own else {})
 
 
-def _check_dataset_keys(dataset: Mapping[str, Any], of_training: Set[str]) -> None:
+def _check_dataset_keys(dataset: Mapping[str, Any], further: Mapping[str, Set[str]]) -> None:
     _refuse_unknown("dataset.", dataset, known_keys.SPLITS)
     for split, settings in dataset.items():
         _refuse_unknown(f"dataset.{split}.", settings, settings or ())  # any key, but keys
     shared = (dataset.get("train") or {}).get("format", "lmdb")
     for split, settings in dataset.items():
         if (settings or {}).get("format", shared) in known_keys.STOCK_FORMATS:
-            known = known_keys.DATASET | (of_training if split == "train" else frozenset())
-            _refuse_unknown(f"dataset.{split}.", settings, known)
+            _refuse_unknown(f"dataset.{split}.", settings, known_keys.DATASET | further.get(split, frozenset()))
 
 
 def _refuse_unknown(place: str, section: Any, known: Iterable[str]) -> None:

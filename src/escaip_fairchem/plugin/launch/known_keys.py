@@ -57,8 +57,8 @@ OUTPUT = _words(
 )
 EVALUATION = frozenset({"metrics", "primary_metric"})
 
-OWN_TRAINING_SET = _words("fraction rotations")
-"""Keys of ``dataset.train`` that this package's trainer reads."""
+OWN_DATASET = {"train": _words("fraction rotations"), "val": _words("at_most")}
+"""Keys of the data sets' sections that this package's trainer reads."""
 
 OWN_TRAINERS = _words("escaip_forces", EScAIPForcesTrainer.import_path)
 STOCK_TRAINERS = OWN_TRAINERS | _words("ocp energy forces equiformerv2_forces equiformerv2_energy equiformerv2_dens")

@@ -145,7 +145,18 @@ class TrainerCheckpointing(TrainerSetup):
         except (ValueError, KeyError) as error:
             self._resume_problem = f"{path}: its optimizer state does not fit this configuration ({error})"
         self._load_schedule(path, checkpoint)
-        self._load_exact_state(path, checkpoint.get(RESUME_KEY))
+        same_losses = self._has_same_losses(checkpoint)
+        if not same_losses:
+            # What was best by other aims may be out of reach, and is no measure of what is wanted now.
+            logging.info(
+                f"{path}: was trained with other loss_functions; the best checkpoint is chosen anew from here on"
+            )
+            self.best_val_metric = None
+        self._load_exact_state(path, checkpoint.get(RESUME_KEY), same_losses=same_losses)
+
+    def _has_same_losses(self, checkpoint: Mapping[str, Any]) -> bool:
+        saved = (checkpoint.get("config") or {}).get("loss_functions")
+        return saved is None or saved == self.config["loss_functions"]
 
     def _load_schedule(self, path: str, checkpoint: Mapping[str, Any]) -> None:
         saved = (checkpoint.get("config") or {}).get("optim")
@@ -171,8 +182,8 @@ class TrainerCheckpointing(TrainerSetup):
         """Whether the schedule advances at every step."""
         return bool(self.scheduler.scheduler_type != "ReduceLROnPlateau")
 
-    def _load_exact_state(self, path: str, state: Mapping[str, Any] | None) -> None:
-        """Take over the generators and running means of this process."""
+    def _load_exact_state(self, path: str, state: Mapping[str, Any] | None, *, same_losses: bool) -> None:
+        """Take over the generators of this process, and its running means of losses if these are still the same."""
         if state is None:
             logging.info(f"{path}: has no state of the random number generators, so dropout will differ from here on")
             return
@@ -186,7 +197,8 @@ class TrainerCheckpointing(TrainerSetup):
             return
         self._rank_states = (self.step, list(ranks))
         self._loaded_generators = ranks[rank]["random"]
-        self.window.restore(ranks[rank]["window"], self._any_parameter())
+        if same_losses:
+            self.window.restore(ranks[rank]["window"], self._any_parameter())
 
     def _any_parameter(self) -> Tensor:
         parameter: Tensor = next(self.model.parameters())

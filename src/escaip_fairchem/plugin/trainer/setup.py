@@ -29,7 +29,7 @@ from escaip_fairchem.plugin.trainer.outputs import read_outputs
 from escaip_fairchem.plugin.trainer.resume import RandomState
 from escaip_fairchem.plugin.trainer.schedule import build_schedule
 from escaip_fairchem.plugin.trainer.settings import check_sources, complete_settings
-from escaip_fairchem.plugin.trainer.training_set import TrainingSet
+from escaip_fairchem.plugin.trainer.training_set import TrainingSet, limited
 from escaip_fairchem.plugin.trainer.window import LossWindow
 
 
@@ -44,6 +44,9 @@ class TrainerSetup(OCPTrainer):
     train_dataset: Any
     train_sampler: Any
     train_loader: Any
+    val_dataset: Any
+    val_sampler: Any
+    val_loader: Any
     primary_metric: str | None
     best_val_metric: float | None
     epoch: float
@@ -161,6 +164,19 @@ class TrainerSetup(OCPTrainer):
             self.train_dataset, self.config["optim"].get("batch_size", 1), shuffle=True
         )
         self.train_loader = self.get_dataloader(self.train_dataset, self.train_sampler)
+
+    def shorten_validation(self) -> None:
+        """Cut the validation set to its key ``at_most``, for evaluations during a training. Others take all of it."""
+        if self.val_loader is None:
+            return
+        shorter = limited(self.val_dataset, self.config["val_dataset"])
+        if len(shorter) == len(self.val_dataset):
+            return
+        logging.info(f"validation set: {len(shorter):,} of {len(self.val_dataset):,} structures while training")
+        self.val_dataset = shorter
+        size = self.config["optim"].get("eval_batch_size", self.config["optim"].get("batch_size", 1))
+        self.val_sampler = self.get_sampler(shorter, size, shuffle=False)
+        self.val_loader = self.get_dataloader(shorter, self.val_sampler)
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> DataLoader[Any]:
         """Build a loader; see `build_loader`."""

@@ -60,6 +60,7 @@ class EScAIPForcesTrainer(TrainerEvaluation):
             self.ema = None
         if self.primary_metric != self.primary_metric_wanted:
             self.primary_metric, self.best_val_metric = self.primary_metric_wanted, None
+        self.shorten_validation()
         TrainingLoop(self, hide_evaluation_progress=disable_eval_tqdm).run()
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Any) -> Tensor:

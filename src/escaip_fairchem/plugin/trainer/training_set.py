@@ -1,4 +1,4 @@
-"""What happens to a training set before it is trained on: a share of it is taken, its structures are turned around."""
+"""What becomes of data sets before they are used: shares of training sets, orientations, short evaluations."""
 
 from __future__ import annotations
 
@@ -85,6 +85,24 @@ class TrainingSet:
         """
         taken = Subset(dataset.dataset, dataset.indices[: self.distinct(dataset)], metadata=dataset.metadata)
         return taken if self.rotations is None else RotatedDataset(taken, self.rotations)
+
+
+def limited(dataset: Subset, settings: Mapping[str, Any]) -> Subset:
+    """A data set for evaluations during training, cut to its key ``at_most``.
+
+    Args:
+        dataset: fairchem's data set, whose rows have been shuffled by its key ``seed``.
+        settings: Of ``dataset.val``.
+
+    Raises:
+        ConfigError: The key is no positive number.
+    """
+    limit = settings.get("at_most")
+    if limit is None:
+        return dataset
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ConfigError(f"dataset.val.at_most: must be a number of structures, at least 1, got {limit!r}")
+    return Subset(dataset.dataset, dataset.indices[:limit], metadata=dataset.metadata)
 
 
 class RotatedDataset(BaseDataset[Any]):
