@@ -178,10 +178,11 @@ def test_the_trainer_turns_structures_the_same_way_again(data, tmp_path):
     assert without.logger.losses()[1] != runs[0].logger.losses()[1]
 
 
-def test_batches_of_copies_are_balanced_by_their_atoms(data):
-    sizes = np.array([len(atoms) for atoms in rattled_slabs(20, seed=0)])
-    np.savez(data.parent / "metadata.npz", natoms=sizes)
-    dataset = TrainingSet(fraction=0.5, rotations=Rotations(copies=3)).of(dataset_of(data))
+def test_batches_of_copies_are_balanced_by_their_atoms(tmp_path):
+    slabs = rattled_slabs(20, seed=0)
+    path = write_lmdb(tmp_path / "train.lmdb", slabs)
+    np.savez(tmp_path / "metadata.npz", natoms=np.array([len(atoms) for atoms in slabs]))
+    dataset = TrainingSet(fraction=0.5, rotations=Rotations(copies=3)).of(dataset_of(path))
     rows = [29, 0, 1, 17]
     assert np.ravel(dataset.get_metadata("natoms", rows)).tolist() == [int(dataset[row].natoms) for row in rows]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CUTOFF = 6.0
+_EQUIFORMER_V2 = "fairchem.core.models.equiformer_v2"
 
 _ESCAIP: dict[str, Any] = {
     "hidden_size": 64, "num_layers": 2, "atten_num_heads": 4, "max_radius": CUTOFF, "max_neighbors": 20,
@@ -47,7 +48,7 @@ MODELS: Mapping[str, SmallModel] = {
     ),
     "schnet": SmallModel(
         section={
-            "name": "schnet", "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64,
+            "name": "fairchem.core.models.schnet.SchNetWrap", "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64,
             "cutoff": CUTOFF, "use_pbc": True, "regress_forces": True, "otf_graph": True,
         },
         rate=1e-3,
@@ -55,7 +56,7 @@ MODELS: Mapping[str, SmallModel] = {
     ),
     "painn": SmallModel(
         section={
-            "name": "painn", "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF,
+            "name": "fairchem.core.models.painn.painn.PaiNN", "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF,
             "max_neighbors": 50, "regress_forces": True, "direct_forces": False, "use_pbc": True, "otf_graph": True,
         },
         rate=1e-3,
@@ -67,7 +68,7 @@ MODELS: Mapping[str, SmallModel] = {
             "otf_graph": True,
             "pass_through_head_outputs": True,
             "backbone": {
-                "model": "equiformer_v2_backbone", "use_pbc": True, "regress_forces": True, "max_neighbors": 20,
+                "model": f"{_EQUIFORMER_V2}.equiformer_v2.EquiformerV2Backbone", "use_pbc": True, "regress_forces": True, "max_neighbors": 20,
                 "max_radius": CUTOFF, "max_num_elements": 100, "num_layers": 2, "sphere_channels": 32,
                 "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16, "attn_value_channels": 8,
                 "ffn_hidden_channels": 64, "norm_type": "layer_norm_sh", "lmax_list": [2], "mmax_list": [2],
@@ -76,12 +77,12 @@ MODELS: Mapping[str, SmallModel] = {
                 "weight_init": "uniform",
             },
             "heads": {
-                "energy": {"module": "equiformerV2_scalar_head"},
-                "forces": {"module": "equiformerV2_vector_head"},
+                "energy": {"module": f"{_EQUIFORMER_V2}.heads.scalar.EqV2ScalarHead"},
+                "forces": {"module": f"{_EQUIFORMER_V2}.heads.vector.EqV2VectorHead"},
             },
         },
         rate=1e-3,
         parts="direct forces, degrees up to 2",
     ),
 }  # fmt: skip
-"""fairchem's models through its own classes; all see neighbours within 6 Å."""
+"""fairchem's models through its own classes, named by their places; all see neighbours within 6 Å."""
