@@ -31,6 +31,26 @@ class SmallModel:
     parts: str
 
 
+_EQUIFORMER_V2_BACKBONE: dict[str, Any] = {
+    "model": f"{_EQUIFORMER_V2}.equiformer_v2.EquiformerV2Backbone",
+    "use_pbc": True, "regress_forces": True, "max_neighbors": 20, "max_radius": CUTOFF, "max_num_elements": 100,
+    "num_layers": 2, "sphere_channels": 32, "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16,
+    "attn_value_channels": 8, "ffn_hidden_channels": 64, "norm_type": "layer_norm_sh", "lmax_list": [2],
+    "mmax_list": [2], "grid_resolution": 14, "edge_channels": 64, "attn_activation": "silu", "ffn_activation": "silu",
+    "use_grid_mlp": True, "use_attn_renorm": True, "alpha_drop": 0.0, "drop_path_rate": 0.0, "weight_init": "uniform",
+}  # fmt: skip
+_SCHNET: dict[str, Any] = {
+    "name": "fairchem.core.models.schnet.SchNetWrap",
+    "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64, "cutoff": CUTOFF,
+    "use_pbc": True, "regress_forces": True, "otf_graph": True,
+}  # fmt: skip
+_PAINN: dict[str, Any] = {
+    "name": "fairchem.core.models.painn.painn.PaiNN",
+    "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF, "max_neighbors": 50,
+    "regress_forces": True, "direct_forces": False, "use_pbc": True, "otf_graph": True,
+}  # fmt: skip
+
+
 MODELS: Mapping[str, SmallModel] = {
     "escaip": SmallModel(
         section={"name": "escaip_fairchem.EScAIP", "backbone": _ESCAIP, "heads": {"energy": {}, "forces": {}}},
@@ -46,36 +66,14 @@ MODELS: Mapping[str, SmallModel] = {
         rate=1e-3,
         parts="forces from the gradient",
     ),
-    "schnet": SmallModel(
-        section={
-            "name": "fairchem.core.models.schnet.SchNetWrap", "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64,
-            "cutoff": CUTOFF, "use_pbc": True, "regress_forces": True, "otf_graph": True,
-        },
-        rate=1e-3,
-        parts="forces from the gradient",
-    ),
-    "painn": SmallModel(
-        section={
-            "name": "fairchem.core.models.painn.painn.PaiNN", "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF,
-            "max_neighbors": 50, "regress_forces": True, "direct_forces": False, "use_pbc": True, "otf_graph": True,
-        },
-        rate=1e-3,
-        parts="forces from the gradient",
-    ),
+    "schnet": SmallModel(section=_SCHNET, rate=1e-3, parts="forces from the gradient"),
+    "painn": SmallModel(section=_PAINN, rate=1e-3, parts="forces from the gradient"),
     "equiformer-v2": SmallModel(
         section={
             "name": "hydra",
             "otf_graph": True,
             "pass_through_head_outputs": True,
-            "backbone": {
-                "model": f"{_EQUIFORMER_V2}.equiformer_v2.EquiformerV2Backbone", "use_pbc": True, "regress_forces": True, "max_neighbors": 20,
-                "max_radius": CUTOFF, "max_num_elements": 100, "num_layers": 2, "sphere_channels": 32,
-                "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16, "attn_value_channels": 8,
-                "ffn_hidden_channels": 64, "norm_type": "layer_norm_sh", "lmax_list": [2], "mmax_list": [2],
-                "grid_resolution": 14, "edge_channels": 64, "attn_activation": "silu", "ffn_activation": "silu",
-                "use_grid_mlp": True, "use_attn_renorm": True, "alpha_drop": 0.0, "drop_path_rate": 0.0,
-                "weight_init": "uniform",
-            },
+            "backbone": _EQUIFORMER_V2_BACKBONE,
             "heads": {
                 "energy": {"module": f"{_EQUIFORMER_V2}.heads.scalar.EqV2ScalarHead"},
                 "forces": {"module": f"{_EQUIFORMER_V2}.heads.vector.EqV2VectorHead"},
@@ -84,5 +82,5 @@ MODELS: Mapping[str, SmallModel] = {
         rate=1e-3,
         parts="direct forces, degrees up to 2",
     ),
-}  # fmt: skip
+}
 """fairchem's models through its own classes, named by their places; all see neighbours within 6 Å."""
