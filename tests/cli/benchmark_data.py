@@ -5,9 +5,11 @@ Folders are those of docs/benchmarks.md, so that the conversions put data where 
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import pickle
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -24,8 +26,9 @@ from torch_geometric.data import Data
 
 from escaip_fairchem.cli.main import main
 
-OC20_FOLDERS = ("2M/train", "all_md/train", "all/val_id")
+OC20_ARCHIVES = ("s2ef_train_2M", "s2ef_train_all", "s2ef_md", "s2ef_val_id")
 OC22_FOLDERS = ("train", "val_id")
+OC22_ARCHIVE = "s2ef_total_train_val_test_lmdbs/data/oc22/s2ef-total"
 MD22 = ("ac_ala3_nhme", "dha", "stachyose", "at_at", "at_at_cg_cg", "buckyball_catcher", "double_walled_nanotube")
 FRAMES = 8
 
@@ -52,10 +55,11 @@ def adsorbates(count: int, seed: int) -> list[Atoms]:
 
 
 def write_oc20(raw: Path) -> None:
-    """Raw S2EF files."""
-    for seed, folder in enumerate(OC20_FOLDERS):
-        (raw / folder).mkdir(parents=True)
-        write_s2ef(raw / folder, adsorbates(FRAMES, seed))
+    """Raw S2EF files, in archives that hold a folder of their own name."""
+    for seed, archive in enumerate(OC20_ARCHIVES):
+        folder = raw / archive / archive
+        folder.mkdir(parents=True)
+        write_s2ef(folder, adsorbates(FRAMES, seed))
 
 
 def write_s2ef(folder: Path, structures: Sequence[Atoms]) -> None:
@@ -86,8 +90,8 @@ def numbers(values: Iterable[float]) -> str:
 def write_oc22(raw: Path) -> None:
     """OC22's LMDB files."""
     for seed, split in enumerate(OC22_FOLDERS):
-        (raw / split).mkdir(parents=True)
-        write_total_energies(raw / split / "data.0000.lmdb", adsorbates(FRAMES, 10 + seed))
+        (raw / OC22_ARCHIVE / split).mkdir(parents=True)
+        write_total_energies(raw / OC22_ARCHIVE / split / "data.0000.lmdb", adsorbates(FRAMES, 10 + seed))
 
 
 def write_total_energies(path: Path, structures: Sequence[Atoms]) -> None:
@@ -190,7 +194,7 @@ def pymatgen_structure(atoms: Atoms) -> dict[str, object]:
 
 
 def write_md22(raw: Path) -> None:
-    """MD22's npz files and a start for simulations: one small molecule stands in for all seven."""
+    """MD22's npz files: one small molecule stands in for all seven."""
     raw.mkdir(parents=True)
     per_kcal = ase.units.mol / ase.units.kcal
     conformers = molecules(["CH3OH"], 12, 40)["CH3OH"]
@@ -203,16 +207,17 @@ def write_md22(raw: Path) -> None:
             F=np.array([atoms.get_forces() for atoms in conformers]) * per_kcal,
             name=np.array(name),
         )
-    ase.io.write(raw / "start.extxyz", conformers[0])
 
 
 def write_wbm(raw: Path) -> None:
-    """Crystals to be relaxed, with the ids of Matbench-Discovery."""
+    """Crystals to be relaxed, with the ids of Matbench-Discovery, each in a file of its archive."""
     raw.mkdir(parents=True)
-    crystals = [bulk("Cu", cubic=True), bulk("Al")]
-    for number, atoms in enumerate(crystals, start=1):
-        atoms.info["material_id"] = f"wbm-1-{number}"
-    ase.io.write(raw / "initial.extxyz", crystals)
+    with zipfile.ZipFile(raw / "wbm-initial-atoms.extxyz.zip", "w") as archive:
+        for number, atoms in enumerate((bulk("Cu", cubic=True), bulk("Al")), start=1):
+            atoms.info["material_id"] = f"wbm-1-{number}"
+            text = io.StringIO()
+            ase.io.write(text, atoms, format="extxyz")
+            archive.writestr(f"wbm-1-{number}.extxyz", text.getvalue())
 
 
 WRITERS = {
@@ -226,8 +231,10 @@ WRITERS = {
 """What puts the published files of a benchmark into a folder."""
 
 CONVERSIONS = [
-    *(f"data oc20 raw/oc20/{folder} data/oc20/s2ef/{folder}" for folder in OC20_FOLDERS),
-    *(f"data oc22 raw/oc22/{folder} data/oc22/s2ef-total/{folder}" for folder in OC22_FOLDERS),
+    "data oc20 raw/oc20/s2ef_train_2M data/oc20/s2ef/2M/train",
+    "data oc20 raw/oc20/s2ef_train_all raw/oc20/s2ef_md data/oc20/s2ef/all_md/train",
+    "data oc20 raw/oc20/s2ef_val_id data/oc20/s2ef/all/val_id",
+    "data oc22 raw/oc22 data/oc22/s2ef-total",
     "data spice raw/spice/SPICE.hdf5 data/spice",
     "data mptrj raw/mptrj/MPtrj.json data/mptrj",
     *(f"data md22 raw/md22/{name}.npz data/md22 --split 8 2 2" for name in MD22),

@@ -28,13 +28,16 @@ from oc_files import (
     write_simple,
 )
 
-from escaip_fairchem.data import oc20
+from escaip_fairchem.data import oc20, oc20_files, prebuilt
 from escaip_fairchem.data.checks import Limits
 from escaip_fairchem.data.oc20 import OC20Options, convert_oc20
+from escaip_fairchem.data.oc20_raw import wrapped
+from escaip_fairchem.data.schema import Structure
 from escaip_fairchem.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = OC20Options()
+STRICT = OC20Options(limits=Limits(min_distance=0.5, max_force=50.0))
 
 
 def opened(folder: Path) -> Any:
@@ -151,7 +154,7 @@ def faulty(tmp_path: Path) -> Path:
 
 
 def test_every_fault_is_reported_and_costs_nothing_else(tmp_path: Path, faulty: Path):
-    summary = convert_oc20([str(faulty)], tmp_path / "out", OPTIONS)
+    summary = convert_oc20([str(faulty)], tmp_path / "out", STRICT)
     found = [entry for entry in reasons(summary) if entry[0] != "9.extxyz.xz"]
     assert found == [
         ("0.extxyz.xz", 1, "not finite"),
@@ -180,10 +183,64 @@ def test_every_fault_is_reported_and_costs_nothing_else(tmp_path: Path, faulty: 
     assert "duplicate id" in (tmp_path / "out" / "report.txt").read_text(encoding="utf-8")
 
 
-def test_limits_are_options(tmp_path: Path, faulty: Path):
-    limits = Limits(min_distance=0.1, max_force=60.0)
-    found = reasons(convert_oc20([str(faulty)], tmp_path / "out", OC20Options(limits=limits)))
+@pytest.mark.parametrize("options", [OPTIONS, OC20Options(limits=Limits(min_distance=0.1, max_force=60.0))])
+def test_published_frames_are_kept_unless_limits_are_given(tmp_path: Path, faulty: Path, options: OC20Options):
+    found = reasons(convert_oc20([str(faulty)], tmp_path / "out", options))
     assert not {reason for _, _, reason in found} & {"overlapping atoms", "force above the limit"}
+
+
+def test_raw_pairs_are_joined_in_order(tmp_path: Path):
+    """Files of 1, 2, … 7 frames are closed by the pair with which they have 5: 1 + 2 + 3, 4 + 5, 6, and 7."""
+    for number in range(1, 8):
+        write_simple(tmp_path / "raw", str(number), sid=number, count=number)
+    summary = convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OC20Options(shard_rows=5))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.lmdb")) == [f"data.000{k}.lmdb" for k in range(4)]
+    expected = [(number, frame) for number in range(1, 8) for frame in range(number)]
+    assert [(data.sid, data.fid) for data in opened(tmp_path / "out")] == expected
+    assert natoms_of(tmp_path / "out") == [3] * 28
+    raw = tmp_path / "raw"
+    assert summary["files"]["data.0000.lmdb"] == f"{raw / '1.extxyz.xz'} to {raw / '3.extxyz.xz'} (3 files)"
+    assert summary["files"]["data.0003.lmdb"] == str(raw / "7.extxyz.xz")
+    convert_oc20([str(tmp_path / "raw")], tmp_path / "one", OPTIONS)
+    assert [path.name for path in (tmp_path / "one").glob("*.lmdb")] == ["data.0000.lmdb"]
+    assert [(data.sid, data.fid) for data in opened(tmp_path / "one")] == expected
+    with pytest.raises(DataError, match="--shard-size must be at least 1"):
+        OC20Options(shard_rows=0)
+
+
+def test_a_run_stopped_at_joining_reads_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_simple(tmp_path / "raw", "0", sid=5)
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(oc20_files, "write_shard", stopped)
+        convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OPTIONS)
+    monkeypatch.setattr(oc20, "write_raw_shard", stopped)
+    assert convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OC20Options(shard_rows=2))["usable"] == 3
+
+
+def test_atoms_outside_the_cell_are_moved_into_it(tmp_path: Path):
+    """The cell is 6 Å × 6 Å × 20 Å: −0.5 becomes 5.5, 13 becomes 1, and 21 becomes 1; all else stays as it is."""
+    atoms = ["Cu -0.5 1.25 5.0 F 0 0.5 0.25 -1.0", "Cu 3.0 13.0 7.5 T 1 0 0 3", "O 1.0 1.0 21.0 T 2 0 -4.0 0"]
+    write_raw(tmp_path / "raw", "0", [frame(-1.0, atoms=atoms)], ["random1,frame0,0"])
+    convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OPTIONS)
+    (data,) = opened(tmp_path / "out")
+    assert data.pos.tolist() == [[5.5, 1.25, 5.0], [3.0, 1.0, 7.5], [1.0, 1.0, 1.0]]
+    assert data.forces.tolist() == [[0.5, 0.25, -1.0], [0, 0, 3], [0, -4, 0]]
+
+
+def test_wrapping_follows_cell_vectors_that_are_not_orthogonal_and_leaves_other_axes_alone():
+    cell = np.array([[4.0, 0, 0], [2.0, 3.0, 0], [0, 0, 0]])
+    structure = Structure(
+        sid="1", fid=0, numbers=np.array([8, 8]), positions=np.array([[6.5, 3.5, -9.0], [1.0, 0.2, 0.3]]), cell=cell,
+        pbc=np.array([True, True, False]), tags=np.zeros(2, dtype=int), fixed=np.zeros(2, dtype=bool), energy=None,
+        forces=None,
+    )  # fmt: skip
+    # 6.5, 3.5 is 1 + 1/24 … along the first and 1 + 1/6 along the second vector: one of each is taken off.
+    np.testing.assert_allclose(wrapped(structure).positions, [[0.5, 0.5, -9.0], [1.0, 0.2, 0.3]], atol=1e-12)
+    assert wrapped(structure).positions[1].tolist() == [1.0, 0.2, 0.3]
 
 
 def test_two_workers_write_what_one_writes(tmp_path: Path, faulty: Path):
@@ -311,6 +368,57 @@ def test_across_file_systems_links_are_symbolic(tmp_path: Path, monkeypatch: pyt
     assert len(opened(tmp_path / "copied")) == 1
 
 
+def test_raw_files_need_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where hard links are refused, nothing that was published may lead into the folder of unfinished work."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("not permitted")
+
+    write_simple(tmp_path / "raw", "0", sid=5)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OPTIONS)
+    assert not (tmp_path / "out" / "data.0000.lmdb").is_symlink()
+    assert len(opened(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize("beside", [[], ["raw"]])
+def test_total_energies_are_refused_beside_prebuilt_files(tmp_path: Path, beside: list[str]):
+    write_simple(tmp_path / "raw", "0", sid=5)
+    write_lmdb(tmp_path / "built" / "a.lmdb", [graph(1, 0, [29, 8], -1.0, pbc=torch.ones(3, dtype=torch.bool))])
+    inputs = [str(tmp_path / name) for name in [*beside, "built"]]
+    with pytest.raises(DataError, match=r"--total-energies is about raw frames, and .*a\.lmdb is prebuilt"):
+        convert_oc20(inputs, tmp_path / "out", OC20Options(total_energies=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_labels_that_prebuilt_test_data_keep_are_named(tmp_path: Path):
+    write_lmdb(tmp_path / "with" / "a.lmdb", [graph(1, 0, [29, 8], -1.0)])
+    write_lmdb(tmp_path / "without" / "a.lmdb", [graph(1, 0, [29, 8], None)])
+    notes = {
+        name: convert_oc20([str(tmp_path / name)], tmp_path / f"{name}_out", OC20Options(test_data=True))["notes"]
+        for name in ("with", "without")
+    }
+    assert notes == {
+        "with": ["prebuilt files hold labels, and keep them: --test-data only allows for files without"],
+        "without": [],
+    }
+
+
+def test_faulty_prebuilt_files_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_lmdb(tmp_path / "prebuilt" / "a.lmdb", [GOOD])
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="1 prebuilt files cannot be used"):
+        patched.setattr(prebuilt, "decode_record", lambda _: {})
+        convert_oc20([str(tmp_path / "prebuilt")], tmp_path / "out", OPTIONS)
+    assert convert_oc20([str(tmp_path / "prebuilt")], tmp_path / "out", OPTIONS)["usable"] == 1
+
+
+def test_the_way_to_the_input_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_simple(tmp_path / "raw", "0", sid=5)
+    first = convert_oc20([str(tmp_path / "raw")], tmp_path / "out", OPTIONS)
+    monkeypatch.chdir(tmp_path)
+    assert convert_oc20(["raw/../raw"], Path("out"), OPTIONS) == first
+
+
 @pytest.mark.parametrize("published", ["right", "wrong", "broken"])
 def test_published_metadata_is_kept_where_it_is_right(tmp_path: Path, published: str):
     prebuilt = tmp_path / "prebuilt"
@@ -426,11 +534,12 @@ def test_the_command_takes_every_option(tmp_path: Path, capsys: pytest.CaptureFi
 
     write_simple(tmp_path / "raw", "0", sid=5)
     words = ["data", "oc20", str(tmp_path / "raw"), str(tmp_path / "out"), "--workers", "1"]
-    assert main([*words, "--total-energies", "--min-distance", "0.1", "--max-force", "60"]) == 0
+    assert main([*words, "--total-energies", "--min-distance", "0.1", "--max-force", "60", "--shard-size", "9"]) == 0
     printed = capsys.readouterr()
     assert "3 structures read, 3 usable, 0 skipped" in printed.out
     assert "reading: 1 files" in printed.err
     decides = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["decides"]
+    assert decides["shard_rows"] == 9
     assert (decides["total_energies"], decides["limits"]["min_distance"], decides["limits"]["max_force"]) == (
         True,
         0.1,

@@ -89,10 +89,10 @@ def test_references_are_fitted_and_applied_by_fairchem(tmp_path: Path, raw: Path
         torch.testing.assert_close(loaded(taken_off, batch), energy)
 
 
-def test_slabs_with_adsorbates_can_be_selected_through_the_links(tmp_path: Path, raw: Path):
+def test_files_are_linked_and_lists_beside_them_are_not(tmp_path: Path, raw: Path):
     out = tmp_path / "s2ef-total"
     prepare_oc22(str(raw), out, OPTIONS)
-    assert (out / "train" / "data.0000.txt").read_text().startswith("0,random0")
+    assert not list((out / "train").glob("*.txt"))
     assert (out / "train" / "data.0001.lmdb").samefile(
         raw / "data" / "oc22" / "s2ef-total" / "train" / "data.0001.lmdb"
     )
@@ -171,29 +171,107 @@ def test_a_column_of_references_is_as_good_as_a_row(tmp_path: Path):
 
 def test_splits_can_be_prepared_one_by_one(tmp_path: Path, raw: Path):
     """OUT is the folder of the one split then, and references still lie beside the folder of all."""
-    splits, out = raw / "data" / "oc22" / "s2ef-total", tmp_path / "oc22" / "s2ef"
+    splits, out = raw / "data" / "oc22" / "s2ef-total", tmp_path / "oc22" / "s2ef-total"
     summary = prepare_oc22(str(splits / "val_id"), out / "val_id", OPTIONS)
     assert summary["notes"] == ["energies per element are fitted to the split train, which is not among these"]
-    assert [path.name for path in sorted((tmp_path / "oc22").iterdir())] == ["s2ef"]
+    assert [path.name for path in sorted((tmp_path / "oc22").iterdir())] == ["s2ef-total"]
     prepare_oc22(str(splits / "train"), out / "train", OPTIONS)
     assert references_in(tmp_path / "oc22" / "linear_references.npz") == {OXYGEN: -5.0, TITANIUM: -8.0}
     assert natoms_of(out / "train") == [2, 3, 4, 1]
     assert natoms_of(out / "val_id") == [3]
     assert sorted(path.name for path in (out / "train").glob("data.*")) == [
-        "data.0000.lmdb", "data.0000.txt", "data.0001.lmdb", "data.0001.txt",
-    ]  # fmt: skip
+        "data.0000.lmdb",
+        "data.0001.lmdb",
+    ]
     prepare_oc22(str(splits / "test_id"), out / "test_id", OPTIONS)
     assert natoms_of(out / "test_id") == [2]
 
 
 def test_the_same_references_can_be_given_for_every_split(tmp_path: Path, raw: Path):
-    splits, out = raw / "data" / "oc22" / "s2ef-total", tmp_path / "oc22" / "s2ef"
+    splits, out = raw / "data" / "oc22" / "s2ef-total", tmp_path / "oc22" / "s2ef-total"
     file = coefficients(tmp_path / "coeffs.npz", O=-7.0, Ti=-9.0, Ir=-10.0)
     for split in ("train", "val_id"):
         prepare_oc22(str(splits / split), out / split, OC22Options(references=file))
     other = coefficients(tmp_path / "other.npz", O=-7.0, Ti=-9.5, Ir=-10.0)
     with pytest.raises(DataError, match=r"linear_references\.npz is there already"):
         prepare_oc22(str(splits / "test_id"), out / "test_id", OC22Options(references=other))
+
+
+def test_one_split_writes_outside_of_its_folder_only_where_it_belongs_or_was_told_to(tmp_path: Path, raw: Path):
+    train = raw / "data" / "oc22" / "s2ef-total" / "train"
+    for out in (tmp_path / "a" / "b" / "mine", tmp_path / "a" / "s2ef-total" / "mine", tmp_path / "a" / "b" / "train"):
+        prepare_oc22(str(train), out, OPTIONS)
+        assert references_in(out / "linear_references.npz") == {OXYGEN: -5.0, TITANIUM: -8.0}
+    assert {path.parent for path in (tmp_path / "a").rglob("linear_references.npz")} == {
+        tmp_path / "a" / "b" / "mine",
+        tmp_path / "a" / "s2ef-total" / "mine",
+        tmp_path / "a" / "b" / "train",
+    }
+    told = tmp_path / "new" / "folder" / "energies.npz"
+    prepare_oc22(str(train), tmp_path / "a" / "b" / "mine", OC22Options(references_out=told))  # complete already
+    assert references_in(told) == {OXYGEN: -5.0, TITANIUM: -8.0}
+
+
+@pytest.mark.parametrize("target", ["file/linear_references.npz", "folder"])
+def test_where_references_cannot_go_is_said_before_anything_is_read(
+    tmp_path: Path, raw: Path, target: str, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr("escaip_fairchem.data.oc22.verify", None)
+    with pytest.raises(DataError, match=rf"cannot be written to .*{target}.*name another file with --references-out"):
+        prepare_oc22(str(raw), tmp_path / "out", OC22Options(references_out=tmp_path / target))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_one_split_is_for_is_told_by_its_own_folder_or_by_the_option(tmp_path: Path, raw: Path):
+    splits = raw / "data" / "oc22" / "s2ef-total"
+    summary = prepare_oc22(str(splits / "test_id"), tmp_path / "mine", OPTIONS)  # whose records have no labels
+    assert summary["splits"]["test_id"]["with_energy"] == 0
+    assert not prepare_oc22(str(splits / "val_id"), tmp_path / "train", OPTIONS)["element_references_eV"]
+    (splits / "train").rename(splits / "everything")
+    with pytest.raises(
+        DataError, match=r"everything is for cannot be told by the name 'everything': give --split train"
+    ):
+        prepare_oc22(str(splits / "everything"), tmp_path / "val_id", OPTIONS)
+    summary = prepare_oc22(str(splits / "everything"), tmp_path / "val_id", OC22Options(split="train"))
+    assert summary["element_references_eV"] == {"O": pytest.approx(-5), "Ti": pytest.approx(-8)}
+    with pytest.raises(DataError, match="--split is for a RAW that is one split"):
+        prepare_oc22(str(splits), tmp_path / "all", OC22Options(split="train"))
+
+
+def test_a_broken_file_of_references_is_not_blamed_on_the_option(tmp_path: Path, raw: Path):
+    file = coefficients(tmp_path / "coeffs.npz", O=-7.0, Ti=-9.0, Ir=-10.0)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "linear_references.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"data/linear_references\.npz is there already") as caught:
+        prepare_oc22(str(raw), tmp_path / "data" / "s2ef", OC22Options(references=file))
+    assert "--references " not in str(caught.value)
+
+
+def test_the_report_says_where_energies_per_element_are_from(tmp_path: Path, raw: Path):
+    file = coefficients(tmp_path / "coeffs.npz", O=-7.0, Ti=-9.0, Ir=-10.0)
+    for name, options, origin in (
+        ("fitted", OPTIONS, "fitted to the training split:"),
+        ("read", OC22Options(references=file), f"read from {file}:"),
+    ):
+        prepare_oc22(str(raw), tmp_path / name / "s2ef", options)
+        report = (tmp_path / name / "s2ef" / "report.txt").read_text(encoding="utf-8")
+        assert f"energy references (eV per atom), {origin}" in report
+        assert ("fitted to" in report) == (name == "fitted")
+
+
+def test_faulty_files_are_read_again(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch):
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="prebuilt files cannot be used"):
+        patched.setattr("escaip_fairchem.data.prebuilt.decode_record", lambda _: {})
+        prepare_oc22(str(raw), tmp_path / "out" / "s2ef", OPTIONS)
+    assert prepare_oc22(str(raw), tmp_path / "out" / "s2ef", OPTIONS)["usable"] == 6
+
+
+def test_the_way_to_the_input_does_not_matter(tmp_path: Path, raw: Path, monkeypatch: pytest.MonkeyPatch):
+    first = prepare_oc22(str(raw), tmp_path / "out" / "s2ef", OPTIONS)
+    monkeypatch.chdir(raw)
+    assert prepare_oc22(".", tmp_path / "out" / "s2ef", OPTIONS) == first
 
 
 def test_references_of_someone_else_are_not_replaced(tmp_path: Path, raw: Path):
@@ -352,7 +430,8 @@ def test_the_command_names_the_references(tmp_path: Path, raw: Path, capsys: pyt
     assert main(["data", "oc22", str(raw), str(out), "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert "6 structures read, 6 usable" in printed
-    assert f"energies per element: {tmp_path / 'data' / 'linear_references.npz'}" in printed
+    found = f"{out / 'linear_references.npz'} and {tmp_path / 'data' / 'linear_references.npz'}"
+    assert f"energies per element: {found}" in printed
     assert "Ti" in (out / "report.txt").read_text(encoding="utf-8")
     file = coefficients(tmp_path / "coeffs.npz", O=-7.0)
     assert main(["data", "oc22", str(raw), str(out), "--references", str(file), "--workers", "1"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import ase.io
@@ -13,10 +14,11 @@ import pytest
 from fairchem_side import data_set_content
 from raw_cases import SPICE_UNITS, spice_group, stored, write_spice
 
-from escaip_fairchem.data import sources
+from escaip_fairchem.data import published_sets, sources
 from escaip_fairchem.data.convert import convert
 from escaip_fairchem.data.options import ConvertOptions
 from escaip_fairchem.data.published_sets import SpiceOptions
+from escaip_fairchem.data.raw import spice
 from escaip_fairchem.data.raw.spice import formal_charge, without_atom_numbers
 from escaip_fairchem.data.splits import SplitOptions
 from escaip_fairchem.errors import DataError
@@ -107,6 +109,7 @@ def test_the_selection_names_what_it_leaves_out(tmp_path: Path):
     ]
     assert list(stored(tmp_path / "out")) == [("water", 0)]
     assert "published lists of molecules are not reproduced" in " ".join(summary["notes"])
+    assert "clusters of water are not in SPICE 1.1.4" in " ".join(summary["notes"])
     summary = convert([str(tmp_path / "s.hdf5")], tmp_path / "all", ALL)
     assert (summary["usable"], summary["notes"]) == (4, [])
     assert stored(tmp_path / "all")["ammonium", 0][1]["charge"] == 1
@@ -176,6 +179,45 @@ def test_odd_groups_are_reported_and_cost_no_other(tmp_path: Path):
         8: ("unreadable frame", "shape: 'formation_energy' has shape (3,) instead of (2,)"),
         9: ("unreadable frame", "shape: 'formation_energy' has shape (3,) instead of (2,)"),
     }
+
+
+def test_a_group_that_cannot_be_opened_costs_no_other(tmp_path: Path):
+    file = write_spice(tmp_path / "s.hdf5", {"a": spice_group("C", [6]), "z": spice_group("CC", [6], frames=2)})
+    with h5py.File(file, "a") as content:
+        content["m"] = h5py.SoftLink("/nowhere")
+        content["n/inner"] = h5py.ExternalLink("absent.hdf5", "/a")
+        content.create_group("o")["conformations"] = h5py.SoftLink("/nowhere")
+    summary = convert([str(file)], tmp_path / "out", ALL)
+    assert set(stored(tmp_path / "out")) == {("a", 0), ("z", 0), ("z", 1)}
+    found = {skip["position"]: skip["detail"].split(":")[0] for skip in summary["skipped"]}
+    assert found == {1: "m", 2: "n/inner", 3: "o"}
+
+
+def test_where_the_list_of_groups_breaks_off_what_was_found_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = write_spice(tmp_path / "s.hdf5", {f"m{k}": spice_group(f"C{k}", [6], frames=2, seed=k) for k in range(4)})
+    original = spice._molecules
+
+    def breaking(*arguments: object) -> Iterator[str]:
+        yield from list(original(*arguments))[:3]
+        raise RuntimeError("the list is broken")
+
+    monkeypatch.setattr(spice, "_molecules", breaking)
+    monkeypatch.setattr(sources, "CHUNK_FRAMES", 4)
+    summary = convert([str(file)], tmp_path / "out", ALL)
+    assert summary["usable"] == 6
+    (skip,) = summary["skipped"]
+    assert (skip["position"], skip["reason"]) == (6, "unreadable frame")
+    assert "the list is broken; nothing after it was read" in skip["detail"]
+
+
+def test_what_the_report_says_does_not_decide_whether_a_set_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file = write_spice(tmp_path / "s.hdf5", {"a": spice_group("C", [6])})
+    options = SpiceOptions(split=TRAIN_ONLY)
+    first = convert([str(file)], tmp_path / "out", options.convert_options())
+    monkeypatch.setattr(published_sets, "RULE_ALONE", "put otherwise")
+    assert convert([str(file)], tmp_path / "out", options.convert_options()) == first
 
 
 def test_no_hdf5_file_is_an_unreadable_file(tmp_path: Path):

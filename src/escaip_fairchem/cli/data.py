@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from escaip_fairchem.cli import data_molecules, data_oc
+from escaip_fairchem.cli import data_molecules, data_oc, data_options
 from escaip_fairchem.data import defaults
-from escaip_fairchem.data.pool import available_cores
 
 if TYPE_CHECKING:
     from escaip_fairchem.data.options import ConvertOptions
@@ -21,7 +20,7 @@ def add_parser(subparsers: Any) -> None:
     _add_convert(commands)
     _add_demo(commands)
     data_molecules.add_parsers(commands)
-    data_oc.add_parsers(commands, _add_common)
+    data_oc.add_parsers(commands)
 
 
 def _add_convert(commands: Any) -> None:
@@ -40,7 +39,7 @@ def _add_convert(commands: Any) -> None:
     _add_checks(parser)
     _add_splits(parser)
     _add_references(parser)
-    _add_common(parser)
+    data_options.add_running(parser)
     parser.set_defaults(run=run_convert)
 
 
@@ -90,38 +89,14 @@ def _add_checks(parser: argparse.ArgumentParser) -> None:
         metavar="LABELS",
         help="labels a structure must have, out of energy, forces and stress (default: %(default)s)",
     )
-    group.add_argument(
-        "--min-distance",
-        type=float,
-        default=defaults.MIN_DISTANCE,
-        metavar="Å",
-        help="closer atoms overlap; 0: any (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-force",
-        type=float,
-        default=defaults.MAX_FORCE,
-        metavar="eV/Å",
-        help="largest |F| of any atom; inf: any (default: %(default)s)",
-    )
+    data_options.add_limits(group, distance=defaults.MIN_DISTANCE, force=defaults.MAX_FORCE)
 
 
 def _add_splits(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splits")
-    group.add_argument(
-        "--split",
-        nargs="+",
-        type=float,
-        default=list(defaults.SPLIT),
-        metavar="PART",
-        help="train, val and test, as fractions that add up to 1 or as counts "
-        f"(default: {' '.join(map(str, defaults.SPLIT))})",
-    )
+    data_options.add_split(group, defaults.SPLIT)
     group.add_argument(
         "--split-by", metavar="KEY", help="info entry whose values never span two splits; 'file' for whole files"
-    )
-    group.add_argument(
-        "--seed", type=int, default=defaults.SEED, metavar="N", help="decides the shuffling (default: %(default)s)"
     )
     group.add_argument(
         "--shuffle",
@@ -144,13 +119,7 @@ def _add_references(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="store energies minus their references, for totals beyond the precision of float32",
     )
-    group.add_argument(
-        "--shard-size",
-        type=int,
-        default=defaults.SHARD_ROWS,
-        metavar="N",
-        help="structures per file (default: %(default)s)",
-    )
+    data_options.add_shard_size(group)
 
 
 def _add_demo(commands: Any) -> None:
@@ -179,19 +148,8 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument(
         "--seed", type=int, default=defaults.SEED, metavar="N", help="decides all that is drawn (default: %(default)s)"
     )
-    _add_common(parser)
+    data_options.add_running(parser)
     parser.set_defaults(run=run_demo)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=available_cores(),
-        metavar="N",
-        help="processes; the result does not depend on their number (default: the cores available, here %(default)s)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote into OUT")
 
 
 def run_convert(args: argparse.Namespace) -> int:

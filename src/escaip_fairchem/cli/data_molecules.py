@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from escaip_fairchem.cli import data_options
 from escaip_fairchem.data import defaults
-from escaip_fairchem.data.pool import available_cores
 
 if TYPE_CHECKING:
     from escaip_fairchem.data.options import ConvertOptions
@@ -118,39 +118,11 @@ def _add_subtraction(group: Any, *, default: bool) -> None:
 
 def _add_common(parser: argparse.ArgumentParser, split: tuple[float, ...]) -> None:
     group = parser.add_argument_group("splits and files")
-    group.add_argument(
-        "--split",
-        nargs="+",
-        type=float,
-        default=list(split),
-        metavar="PART",
-        help=f"train, val and test, as fractions that add up to 1 or as counts (default: {' '.join(map(str, split))})",
-    )
-    group.add_argument(
-        "--seed", type=int, default=defaults.SEED, metavar="N", help="decides the shuffling (default: %(default)s)"
-    )
-    group.add_argument(
-        "--min-distance", type=float, default=0.0, metavar="Å", help="closer atoms overlap (default: any)"
-    )
-    group.add_argument(
-        "--max-force", type=float, default=float("inf"), metavar="eV/Å", help="largest |F| of any atom (default: any)"
-    )
+    data_options.add_split(group, split)
+    data_options.add_limits(group)
     group.add_argument("--limit", type=int, metavar="N", help="read N structures of a set at most, the first ones")
-    group.add_argument(
-        "--shard-size",
-        type=int,
-        default=defaults.SHARD_ROWS,
-        metavar="N",
-        help="structures per file (default: %(default)s)",
-    )
-    group.add_argument(
-        "--workers",
-        type=int,
-        default=available_cores(),
-        metavar="N",
-        help="processes; the result does not depend on their number (default: the cores available, here %(default)s)",
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace what an earlier command wrote into OUT")
+    data_options.add_shard_size(group)
+    data_options.add_running(group)
 
 
 def run_one(args: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from .pool import ordered_map
 from .progress import track
 from .report import full_text, skip_table, summarize
 from .schema import FloatArray, FrameTable, IntArray
-from .sources import Source, find_files, plan_chunks, real_path
+from .sources import file_state, find_files, plan_chunks
 from .splits import SPLITS, divide
 from .staging import StagingOptions, stager
 from .statistics import Normalizer, fit_element_references, fit_normalizers
@@ -38,7 +38,7 @@ from .writer import rewrite_ase_row, save_npz, save_text, write_split
 REFERENCES = "element_references.npz"
 NORMALIZERS = "normalizers"
 # Options that matter only once everything has been read.
-LATER = ("split", "linear_references", "subtract_references", "shard_rows", "remarks")
+LATER = ("split", "linear_references", "subtract_references", "shard_rows")
 OUTPUTS = (*SPLITS, "dataset.yml", "dataset_conservative.yml", REFERENCES, NORMALIZERS, "summary.json", "report.txt")
 
 
@@ -77,7 +77,8 @@ def convert(
         DataError: Nothing matches, nothing is usable, or the folder holds something else.
     """
     sources = find_files(inputs, exclude=out, form=options.form)
-    decides = {**asdict(options), "inputs": _fingerprints(sources)}
+    decides = {**asdict(options), "inputs": [file_state(source.path) for source in sources]}
+    del decides["remarks"]  # sentences about the other options, which decide nothing
     manifest = Manifest.of("escaip data convert", decides, later=LATER)
     with claim(out, manifest, outputs=OUTPUTS, overwrite=overwrite) as claimed:
         if claimed.complete:
@@ -94,12 +95,6 @@ def convert(
         summary = _write_all(collection, splits, options, claimed, show_progress)
         publish(claimed)
     return summary
-
-
-def _fingerprints(sources: Sequence[Source]) -> list[list[Any]]:
-    # A link to nothing has no file whose state could be asked for.
-    states = [(real_path(source.path), source.path.stat(follow_symlinks=source.path.exists())) for source in sources]
-    return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
 
 def _divide(collection: Collection, options: ConvertOptions, claimed: Claim) -> dict[str, IntArray]:

@@ -19,6 +19,7 @@ MAX_FORCE = 50.0  # eV/Å
 SPLIT = (0.9, 0.05, 0.05)
 SEED = 0
 SHARD_ROWS = 50_000
+OC20_SHARD_ROWS = 500_000  # of All+MD, 345 files, each of which a training keeps open
 
 # Published sets: 95 % of SPICE's molecules for training and validation, 95 % of MPtrj's materials for training.
 SPICE_ENERGIES: Final = ("formation", "total")

@@ -1,6 +1,8 @@
-"""OC20's S2EF data, raw or prebuilt, to one split in the classic LMDB format: a file per file, in parallel.
+"""OC20's S2EF data, raw or prebuilt, to one split in the classic LMDB format, in parallel.
 
-The All set has 134 million frames. What is held of each at most is its number of atoms and its identifiers, 16 bytes.
+The All set has 134 million frames, some 5,000 to a pair of files. What is held of each at most is its number of atoms
+and its identifiers, 16 bytes. Each pair is read by itself and kept as a file of rows; then some hundred thousand rows
+at a time become an LMDB file, because every process of a training opens all of these.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from escaip_fairchem.errors import DataError
 
 from .checks import Limits
 from .claims import Claim, abandon, claim, publish
+from .defaults import OC20_SHARD_ROWS
 from .manifest import Manifest
+from .oc20_files import PREBUILT, Part, gather, is_prebuilt, place
 from .oc20_raw import RawOptions, find_raw_files, write_raw_shard
-from .prebuilt import Contract, link, verify
+from .prebuilt import LABELS, Contract, verify
+from .schema import IntArray
 from .shard_sets import (
     METADATA,
     OUTPUTS,
@@ -26,6 +33,7 @@ from .shard_sets import (
     ShardSet,
     atoms_in_order,
     fingerprint,
+    is_done,
     nothing_usable,
     place_metadata,
     refuse_faults,
@@ -38,24 +46,27 @@ from .shards import Unit
 from .sources import Source, real_path
 from .tally import Tally
 
-PREBUILT = ".lmdb"
-
 
 @dataclass(frozen=True, kw_only=True)
 class OC20Options:
     """Everything but the input that decides what is written.
 
     Attributes:
-        limits: What is usable of raw frames; prebuilt files are taken as they are.
+        limits: What is usable of raw frames: all that is finite, unless told otherwise. Prebuilt files are taken as
+            they are.
         total_energies: Store total energies of raw frames, instead of adsorption energies.
-        test_data: There are no labels, or they are to be left out.
+        test_data: There are no labels, or those of raw frames are to be left out.
+        shard_rows: Pairs of raw files are joined until they make up so many rows.
     """
 
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: Limits(min_distance=0.0, max_force=float("inf")))
     total_energies: bool = False
     test_data: bool = False
+    shard_rows: int = OC20_SHARD_ROWS
 
     def __post_init__(self) -> None:
+        if self.shard_rows < 1:
+            raise DataError(f"--shard-size must be at least 1, got {self.shard_rows}")
         if self.test_data and self.total_energies:
             raise DataError("--test-data stores no energies, so --total-energies makes no sense beside it")
 
@@ -97,11 +108,12 @@ def convert_oc20(
             else.
     """
     units = plan(inputs, out)
-    decides = {**asdict(options), "inputs": [[given, *_fingerprint(units, part)] for part, given in enumerate(inputs)]}
-    names = {unit.number: f"data.{unit.number:0{max(4, len(str(len(units))))}d}.lmdb" for unit in units}
+    _refuse_total_energies(options, units)
+    read_from = [[str(real_path(Path(given).expanduser())), *_fingerprint(units, n)] for n, given in enumerate(inputs)]
+    manifest = Manifest.of("escaip data oc20", {**asdict(options), "inputs": read_from}, later=("shard_rows",))
     # Shards of someone else in that folder would become part of the split.
-    outputs = (*OUTPUTS, METADATA, *names.values(), *(path.name for path in out.glob(f"*{PREBUILT}")))
-    with claim(out, Manifest.of("escaip data oc20", decides), outputs=outputs, overwrite=overwrite) as claimed:
+    outputs = (*OUTPUTS, METADATA, *(path.name for path in out.glob(f"*{PREBUILT}")))
+    with claim(out, manifest, outputs=outputs, overwrite=overwrite) as claimed:
         if claimed.complete:
             return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
         claimed.staged.mkdir(exist_ok=True)
@@ -117,9 +129,22 @@ def convert_oc20(
         shards = ShardSet(units, claimed.staged, frozenset(unit.number for unit, _ in raw))
         refuse_mixtures(claimed, shards)
         kept = sum(len(duplicates) for unit, duplicates in again if is_prebuilt(unit)) + found.across
-        summary = _write_all(claimed, shards, names, list(_notes(options, units, kept)))
+        sums = _add_up(shards, options)
+        sums.notes += _notes(options, sums, kept)
+        claimed.begin_writing()
+        run(partial(place, folder=claimed.new), sums.files, workers, title="writing", show=show_progress)
+        summary = _finish(claimed, shards, sums)
         publish(claimed)
     return summary
+
+
+def _refuse_total_energies(options: OC20Options, units: Sequence[Unit]) -> None:
+    prebuilt = next((unit for unit in units if is_prebuilt(unit)), None)
+    if options.total_energies and prebuilt is not None:
+        raise DataError(
+            f"--total-energies is about raw frames, and {prebuilt.source.path} is prebuilt: its energies stay as they "
+            f"are. Convert from raw files alone, or leave the option out"
+        )
 
 
 def plan(inputs: Sequence[str], out: Path) -> list[Unit]:
@@ -167,11 +192,6 @@ def _nothing_in(given: str, path: Path) -> str:
     return f"{given} holds neither <n>.extxyz.xz nor *.lmdb files{hint if deeper else ''}"
 
 
-def is_prebuilt(unit: Unit) -> bool:
-    """Tell files that are linked from those that are converted."""
-    return unit.source.path.suffix == PREBUILT
-
-
 def _fingerprint(units: Sequence[Unit], part: int) -> list[Any]:
     own = [unit for unit in units if unit.part == part]
     return fingerprint([path for unit in own for path in (unit.source.path, unit.partner) if path is not None])
@@ -180,7 +200,7 @@ def _fingerprint(units: Sequence[Unit], part: int) -> list[Any]:
 def stage_unit(task: tuple[Unit, Mapping[int, str]], *, options: OC20Options, staged: Path) -> int:
     """Read one file, unless an earlier run has done so.
 
-    Rows of raw frames go to ``shard-<number>.lmdb``, everything else to ``shard-<number>.npz``, whose presence says
+    Rows of raw frames go to ``shard-<number>.rows``, everything else to ``shard-<number>.npz``, whose presence says
     that the file is done with.
 
     Args:
@@ -193,45 +213,57 @@ def stage_unit(task: tuple[Unit, Mapping[int, str]], *, options: OC20Options, st
     """
     unit, duplicates = task
     facts = staged_path(staged, unit, "npz", without_duplicates=bool(duplicates))
-    if facts.exists():
+    if is_done(facts, prebuilt=is_prebuilt(unit)):
         return unit.number
     if is_prebuilt(unit):
         shard = verify(unit, Contract(labels=not options.test_data))
     else:
-        rows = staged_path(staged, unit, "lmdb", without_duplicates=bool(duplicates))
+        rows = staged_path(staged, unit, "rows", without_duplicates=bool(duplicates))
         shard = write_raw_shard(unit, rows, options.raw, duplicates)
     shard.save(facts)
     return unit.number
 
 
-def _write_all(claimed: Claim, shards: ShardSet, names: Mapping[int, str], notes: list[str]) -> dict[str, Any]:
-    claimed.begin_writing()
-    tally, read, counts, files = Tally(), 0, {}, {}
+@dataclass(kw_only=True)
+class _Sums:
+    """What is added up over all files."""
+
+    read: int
+    tally: Tally
+    files: list[Part]
+    prebuilt_labels: bool
+    notes: list[str]
+
+
+def _add_up(shards: ShardSet, options: OC20Options) -> _Sums:
+    sums = _Sums(read=0, tally=Tally(), files=[], prebuilt_labels=False, notes=[])
     for unit, shard in shards:
-        tally += shard.tally
-        read += shard.read
-        notes += [f"{unit.source.path} {remark}" for remark in shard.remarks]
-        if len(shard):
-            name = names[unit.number]
-            link(unit.source.path if is_prebuilt(unit) else shards.path(unit, "lmdb"), claimed.new / name)
-            counts[name] = shard.natoms
-            files[name] = str(unit.source.path)
+        sums.tally += shard.tally
+        sums.read += shard.read
+        sums.notes += [f"{unit.source.path} {remark}" for remark in shard.remarks]
+        sums.prebuilt_labels |= is_prebuilt(unit) and not set(LABELS).isdisjoint(shard.fields)
+    sums.files = gather(shards, options.shard_rows)
+    return sums
+
+
+def _finish(claimed: Claim, shards: ShardSet, sums: _Sums) -> dict[str, Any]:
     skipped = shards.skipped()
-    if not files:
+    if not sums.files:
         abandon(claimed)
         raise nothing_usable(skipped)
+    counts = {part.name: np.concatenate(part.natoms) for part in sums.files}
     wrong = _place_metadata(claimed, shards, counts)
     return write_summary(
         claimed,
-        {real_path(claimed.out).name: tally.described()},
+        {real_path(claimed.out).name: sums.tally.described()},
         skipped,
-        (read, tally.structures),
-        notes=notes + ([] if wrong is None else [wrong]),
-        files=files,
+        (sums.read, sums.tally.structures),
+        notes=sums.notes + ([] if wrong is None else [wrong]),
+        files={part.name: part.made_of for part in sums.files},
     )
 
 
-def _place_metadata(claimed: Claim, shards: ShardSet, counts: Mapping[str, Any]) -> str | None:
+def _place_metadata(claimed: Claim, shards: ShardSet, counts: Mapping[str, IntArray]) -> str | None:
     """Keep what was published with one prebuilt folder; several folders, and raw files, have nothing that would fit."""
     first = shards.units[0]
     alone = is_prebuilt(first) and all(unit.part == 0 for unit in shards.units)
@@ -239,14 +271,19 @@ def _place_metadata(claimed: Claim, shards: ShardSet, counts: Mapping[str, Any])
     return place_metadata(claimed.new, atoms_in_order(counts), published)
 
 
-def _notes(options: OC20Options, units: Sequence[Unit], repeated: int) -> Iterator[str]:
-    if not all(map(is_prebuilt, units)):
+def _notes(options: OC20Options, sums: _Sums, repeated: int) -> Iterator[str]:
+    raw = any(not part.prebuilt for part in sums.files)
+    if raw:
         if options.test_data:
             yield "no labels are stored (--test-data)"
         elif options.total_energies:
             yield "energies are totals (--total-energies); OC20's normalisers are for adsorption energies"
         else:
             yield "energies are adsorption energies: the frame's energy minus the reference in its line"
+        if len({part.prebuilt for part in sums.files}) == 2 and not options.test_data:
+            yield "prebuilt files keep the energies that they hold, which must be adsorption energies, too, to fit in"
+    if options.test_data and sums.prebuilt_labels:
+        yield "prebuilt files hold labels, and keep them: --test-data only allows for files without"
     if repeated:
         yield (
             f"{repeated} frames have the sid and fid of an earlier one, in another of the folders or in a prebuilt "

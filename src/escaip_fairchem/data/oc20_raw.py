@@ -14,17 +14,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms
+from ase.geometry import complete_cell
 from ase.io.formats import open_with_compression
 
 from .checks import Limits, Problem, Reason, find_problem
+from .faults import refuse_fault_of_machine
 from .labels import LabelError, LabelOptions, to_structure
 from .prebuilt import decode_record
+from .row_files import write_rows
 from .schema import Structure
 from .shards import Shard, ShardBuilder, Unit
 from .sources import Chunk, Source, Unreadable, describe, read_chunk, real_path
-from .writer import encode_classic_row, write_shard
+from .writer import encode_classic_row
 
 NAME = re.compile(r"(?P<stem>.+)\.(?P<kind>extxyz|txt)(?P<packed>\.xz)?")
 LINE = re.compile(r"\s*random(?P<sid>\d+)\s*,\s*frame(?P<fid>\d+)\s*(?:,\s*(?P<reference>\S*)\s*)?")
@@ -114,14 +118,17 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def write_raw_shard(unit: Unit, shard: Path, options: RawOptions, duplicates: Mapping[int, str]) -> Shard:
-    """Turn a pair of raw files into one file of the classic format, frame by frame.
+def write_raw_shard(unit: Unit, file: Path, options: RawOptions, duplicates: Mapping[int, str]) -> Shard:
+    """Turn a pair of raw files into one file of rows in the classic format, frame by frame.
 
     Args:
         unit: The pair.
-        shard: File to write; it appears when it is complete, and not at all without a usable frame.
+        file: File of rows to write; it appears when it is complete, and not at all without a usable frame.
         options: What to make of the frames.
         duplicates: Frames to leave out, each with the place where its identifiers occurred before.
+
+    Raises:
+        DataError: The machine fails at reading or writing.
     """
     builder = ShardBuilder()
     lines = _lines_of(unit)
@@ -129,7 +136,7 @@ def write_raw_shard(unit: Unit, shard: Path, options: RawOptions, duplicates: Ma
         builder.skip(0, lines.reason, lines.detail)
         return builder.finish(1)
     reader = _Reader(unit.source, lines, options, duplicates, builder)
-    rows = write_shard(shard, reader.rows(), "lmdb")
+    rows = write_rows(file, reader.rows())
     if not reader.broken and reader.frames != len(lines):
         builder = ShardBuilder()
         builder.skip(
@@ -139,7 +146,7 @@ def write_raw_shard(unit: Unit, shard: Path, options: RawOptions, duplicates: Ma
         )
         rows = 0
     if rows == 0:
-        shard.unlink()
+        file.unlink()
     return builder.finish(reader.frames)
 
 
@@ -151,7 +158,8 @@ def _lines_of(unit: Unit) -> list[str] | Problem:
     try:
         with open_with_compression(str(unit.partner), "rb") as stream:
             return list(stream.read().decode().rstrip().splitlines())
-    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, UnicodeDecodeError, MemoryError) as error:
+        refuse_fault_of_machine(error, unit.partner)
         return Problem(Reason.UNREADABLE_FILE, f"{unit.partner.name}: {describe(error)}")
 
 
@@ -187,6 +195,7 @@ class _Reader:
             try:
                 outcome = self._process(item, position)
             except Exception as error:  # noqa: BLE001 (one odd frame must not stop a conversion; the report names it)
+                refuse_fault_of_machine(error, self._source.path)
                 outcome = Problem(Reason.UNEXPECTED, describe(error))
             if isinstance(outcome, Problem):
                 self._builder.skip(position, outcome.reason, outcome.detail)
@@ -235,7 +244,24 @@ def _structure(atoms: Atoms, name: str, position: int, line: Line, options: RawO
         return problem
     if line.reference is not None and structure.energy is not None:
         structure = replace(structure, energy=structure.energy - line.reference)
-    return structure
+    return wrapped(structure)
+
+
+def wrapped(structure: Structure) -> Structure:
+    """Move atoms by whole cell vectors into the cell, along the vectors that are periodic.
+
+    The published frames follow atoms across the boundary. fairchem's own preprocessing wraps them, and its models count
+    on that: their search for neighbours looks only so many cells away, and misses some of an atom that is further out.
+
+    Args:
+        structure: Its periodic vectors must be independent.
+
+    Returns:
+        The same structure; atoms that are inside already do not move at all.
+    """
+    vectors = complete_cell(structure.cell)
+    shift = np.floor(np.linalg.solve(vectors.T, structure.positions.T).T) * structure.pbc
+    return replace(structure, positions=structure.positions - shift @ vectors) if shift.any() else structure
 
 
 def fields_of_row(row: bytes) -> tuple[str, ...]:

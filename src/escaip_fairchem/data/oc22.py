@@ -6,21 +6,20 @@ The shipped configurations look for ``linear_references.npz`` beside the folder 
     data/oc22/s2ef-total/train/*.lmdb
     data/oc22/s2ef-total/val_id/*.lmdb
 
-``OUT`` is that folder of splits, or, where the input is a single split, the folder of that one.
+``OUT`` is that folder of splits, or, where the input is a single split, the folder of that one. In the
+latter case nothing is written outside of it unless its path ends as above, or somebody says where.
 """
 
 from __future__ import annotations
 
-import filecmp
 import json
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase.data import chemical_symbols
 
 from escaip_fairchem.errors import DataError
@@ -28,6 +27,7 @@ from escaip_fairchem.errors import DataError
 from .claims import Claim, claim, keep, publish
 from .linear_references import NormalEquations, complete_references, read_references
 from .manifest import Manifest
+from .oc22_references import KINDS, REFERENCES, TEST, TRAINING, copy, refuse_foreign, refuse_unwritable, usual_place
 from .prebuilt import Contract, link, verify
 from .schema import FloatArray
 from .shard_sets import (
@@ -36,6 +36,7 @@ from .shard_sets import (
     ShardSet,
     atoms_in_order,
     fingerprint,
+    is_done,
     place_metadata,
     refuse_faults,
     refuse_mixtures,
@@ -48,10 +49,6 @@ from .sources import Source, real_path
 from .tally import Tally
 from .writer import save_npz
 
-REFERENCES = "linear_references.npz"
-TRAINING = "train"
-TEST = "test"
-
 
 @dataclass(frozen=True, kw_only=True)
 class OC22Options:
@@ -59,9 +56,13 @@ class OC22Options:
 
     Attributes:
         references: File with energies per element; None fits them to the training split.
+        references_out: Where to write them besides; None: beside the folder of splits, where that can be told.
+        split: What a single split is for: ``train``, ``val`` or ``test``; None: what its folder's name begins with.
     """
 
     references: Path | None = None
+    references_out: Path | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +73,13 @@ class Plan:
         units: The files, split by split.
         out: Folder to write into.
         alone: The input is a single split, and ``out`` is its folder.
+        references_out: Where to write references outside of ``out``, if anywhere.
     """
 
     units: Sequence[Unit]
     out: Path
     alone: bool
-
-    @property
-    def beside(self) -> Path:
-        """Where configurations look for the references."""
-        out = real_path(self.out)
-        return (out.parent if self.alone else out).parent / REFERENCES
+    references_out: Path | None = None
 
     @property
     def trains(self) -> bool:
@@ -98,8 +95,8 @@ class Plan:
         if not self.alone:
             return [*OUTPUTS, REFERENCES, *sorted({unit.split for unit in self.units})]
         (published,) = {unit.source.path.parent for unit in self.units}
-        files = [*published.glob("*.lmdb"), *published.glob("*.txt"), *self.out.glob("*.lmdb")]
-        return [*OUTPUTS, REFERENCES, METADATA, *sorted({path.name for path in files} - {*OUTPUTS})]
+        files = [*published.glob("*.lmdb"), *self.out.glob("*.lmdb")]
+        return [*OUTPUTS, REFERENCES, METADATA, *sorted({path.name for path in files})]
 
 
 def prepare_oc22(
@@ -127,10 +124,13 @@ def prepare_oc22(
     Raises:
         DataError: There is no input, a file has a fault, references are missing, or a folder holds something else.
     """
-    planned = plan(raw, out)
+    planned = plan(raw, out, options)
     given = None if options.references is None else read_references(options.references)
-    if not overwrite and (given is not None or planned.trains):
-        _refuse_foreign_references(planned, given)
+    target = planned.references_out
+    if target is not None and (given is not None or planned.trains):
+        refuse_unwritable(target)
+        if not overwrite:
+            refuse_foreign(target, out / REFERENCES, given)
     with claim(out, _manifest(raw, planned, options), outputs=planned.outputs(), overwrite=overwrite) as claimed:
         if claimed.complete:
             summary: dict[str, Any] = json.loads((out / "summary.json").read_text(encoding="utf-8"))
@@ -143,27 +143,30 @@ def prepare_oc22(
             _refuse_mixtures(claimed, planned)
             summary = _write_all(claimed, shards, planned, given, options)
             publish(claimed)
-        if (out / REFERENCES).is_file():
-            _copy(out / REFERENCES, planned.beside)
+        if target is not None and (out / REFERENCES).is_file():
+            copy(out / REFERENCES, target)
     return summary
 
 
-def plan(raw: str, out: Path) -> Plan:
+def plan(raw: str, out: Path, options: OC22Options) -> Plan:
     """Name the files to read, split by split.
 
     Raises:
-        DataError: There are none, two folders have one name, or they lie in the folder to write into.
+        DataError: There are none, two folders have one name, they lie in the folder to write into, or what a single
+            split is for cannot be told.
     """
     folder = Path(raw).expanduser()
     if real_path(out) in (real_path(folder), *real_path(folder).parents):
         raise DataError(f"RAW {raw} lies in OUT {out}; write into another folder (files are linked, not copied)")
     alone = any(folder.glob("*.lmdb"))
+    if options.split is not None and not alone:
+        raise DataError(f"--split is for a RAW that is one split; {raw} holds no *.lmdb file itself")
     found = {folder} if alone else {path.parent for path in folder.rglob("*.lmdb")}
     folders: dict[str, Path] = {}
     for split in sorted(found):
         if real_path(out) in (real_path(split), *real_path(split).parents):
             continue
-        name = real_path(out).name if alone else split.name
+        name = _name_alone(folder, options.split) if alone else split.name
         if name in folders:
             raise DataError(f"{folders[name]} and {split} would both be the split {name}; give one of them")
         folders[name] = split
@@ -176,26 +179,30 @@ def plan(raw: str, out: Path) -> Plan:
         Unit(number=number, part=0, source=Source(path=path, name=f"{name}/{path.name}"), split=name)
         for number, (name, path) in enumerate(files)
     ]
-    return Plan(units=units, out=out, alone=alone)
+    target = options.references_out or usual_place(out, alone=alone)
+    return Plan(units=units, out=out, alone=alone, references_out=target)
+
+
+def _name_alone(folder: Path, split: str | None) -> str:
+    """Name a single split, so that the name tells what it is for."""
+    name = Path(os.path.abspath(folder)).name  # noqa: PTH100 (as it is called here, not as what a link leads to)
+    kind = split or next((kind for kind in KINDS if name.startswith(kind)), None)
+    if kind not in KINDS:
+        raise DataError(
+            f"what the split {folder} is for cannot be told by the name {name if split is None else split!r}: give "
+            f"--split {'|'.join(KINDS)}"
+        )
+    return kind if split is not None or kind == TRAINING else name
 
 
 def _manifest(raw: str, planned: Plan, options: OC22Options) -> Manifest:
     file = options.references
     decides = {
-        "inputs": [raw, *fingerprint([unit.source.path for unit in planned.units])],
-        "references": None if file is None else [str(file), *fingerprint([file])],
+        "inputs": [str(real_path(Path(raw).expanduser())), *fingerprint([unit.source.path for unit in planned.units])],
+        "splits": sorted({unit.split for unit in planned.units}),
+        "references": None if file is None else [str(real_path(file)), *fingerprint([file])],
     }
     return Manifest.of("escaip data oc22", decides, later=("references",))
-
-
-def _refuse_foreign_references(planned: Plan, given: FloatArray | None) -> None:
-    """Leave references alone that neither this folder's data set nor the same file made."""
-    beside, own = planned.beside, planned.out / REFERENCES
-    if not beside.is_file() or (own.is_file() and filecmp.cmp(beside, own, shallow=False)):
-        return
-    if given is not None and np.array_equal(np.nan_to_num(read_references(beside)), np.nan_to_num(given)):
-        return
-    raise DataError(f"{beside} is there already, with other content; move it away, or pass --overwrite to replace it")
 
 
 def stage_unit(unit: Unit, *, staged: Path) -> int:
@@ -209,7 +216,7 @@ def stage_unit(unit: Unit, *, staged: Path) -> int:
         The file's number.
     """
     facts = staged_path(staged, unit, "npz")
-    if not facts.exists():
+    if not is_done(facts, prebuilt=True):
         labels = not unit.split.startswith(TEST)
         verify(unit, Contract(labels=labels, oc22=True, sum_references=labels)).save(facts)
     return unit.number
@@ -253,6 +260,9 @@ def _write_all(
         for name, equations in sums.equations.items():
             splits[name] = sums.tallies[name].described(equations.residual(sums.tallies[name], references))
         about = {
+            "element_references_from": "fitted to the training split"
+            if options.references is None
+            else f"read from {options.references}",
             "element_references_eV": {chemical_symbols[number]: float(references[number]) for number in sums.elements},
             "elements_without_reference": [chemical_symbols[number] for number in _unknown(sums, references)],
         }
@@ -287,7 +297,7 @@ def _references(
 
 
 def _place_files(claimed: Claim, shards: ShardSet, planned: Plan, sums: _Sums) -> None:
-    """Link every split's files under the names that they have, with the lists of names beside them."""
+    """Link every split's files under the names that they have."""
     counts: dict[str, dict[str, Any]] = {}
     folders: dict[str, Path] = {}
     for unit, shard in shards:
@@ -297,13 +307,7 @@ def _place_files(claimed: Claim, shards: ShardSet, planned: Plan, sums: _Sums) -
         counts.setdefault(unit.split, {})[unit.source.path.name] = shard.natoms
         folders[unit.split] = unit.source.path.parent
     for split, published in folders.items():
-        folder = planned.folder(claimed.new, split)
-        for path in sorted(
-            published.glob("*.txt")
-        ):  # by which `data2train` tells slabs with adsorbates from clean ones
-            if path.name not in OUTPUTS:
-                link(path, folder / path.name)
-        wrong = place_metadata(folder, atoms_in_order(counts[split]), published / METADATA)
+        wrong = place_metadata(planned.folder(claimed.new, split), atoms_in_order(counts[split]), published / METADATA)
         sums.notes += [] if wrong is None else [wrong]
 
 
@@ -317,10 +321,3 @@ def _notes(sums: _Sums, references: FloatArray, options: OC22Options) -> Iterato
     elif unknown := _unknown(sums, references):
         shown = ", ".join(f"{chemical_symbols[number]} ({sums.examples[number]})" for number in unknown)
         yield f"elements that the training split does not hold have the reference 0: {shown}"
-
-
-def _copy(file: Path, target: Path) -> None:
-    """Copy a file to a name under which it appears when it is complete."""
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.copyfile(file, temporary)
-    temporary.replace(target)

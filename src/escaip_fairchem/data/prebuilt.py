@@ -21,6 +21,7 @@ import numpy as np
 from escaip_fairchem.errors import DataError
 
 from .checks import Limits, Problem, Reason, find_problem
+from .faults import reading, refuse_fault_of_machine, writing
 from .schema import FloatArray, Structure, usable_cell
 from .shards import Shard, ShardBuilder, Unit
 from .sources import describe, real_path
@@ -82,18 +83,25 @@ def verify(unit: Unit, contract: Contract) -> Shard:
 
     Returns:
         The shard; its rows are in fairchem's order. Whatever is wrong is among what it calls skipped.
+
+    Raises:
+        DataError: The machine fails, which is no fault of the file.
     """
     builder = ShardBuilder(sum_references=contract.sum_references)
+    path = unit.source.path
+    with reading(path), path.open("rb") as file:
+        file.read(1)  # LMDB would say less clearly what the system refuses
     try:
-        problem = _incomplete(unit.source.path)
+        problem = _incomplete(path)
         if problem is not None:
             builder.skip(0, Reason.UNREADABLE_FILE, problem)
             return builder.finish(1)
-        with _open(unit.source.path) as environment, environment.begin() as reading:
-            count = _count(environment, reading, builder)
+        with _open(path) as environment, environment.begin() as transaction:
+            count = _count(environment, transaction, builder, path)
             for position in range(count):
-                _look_at(reading.get(str(position).encode()), position, contract, builder)
-    except lmdb.Error as error:
+                _look_at(transaction.get(str(position).encode()), position, contract, builder, path)
+    except (lmdb.Error, OSError, MemoryError) as error:
+        refuse_fault_of_machine(error, path)
         builder.skip(0, Reason.UNREADABLE_FILE, describe(error))
         count = 1
     faults = len(builder.skipped)
@@ -119,16 +127,17 @@ def _incomplete(path: Path) -> str | None:
     return None if tried.returncode == 0 else f"cut off: {size} of {expected} bytes"
 
 
-def _count(environment: lmdb.Environment, reading: lmdb.Transaction, builder: ShardBuilder) -> int:
+def _count(environment: lmdb.Environment, transaction: lmdb.Transaction, builder: ShardBuilder, path: Path) -> int:
     """Count the records as fairchem does, and compare with what is there."""
     entries = int(environment.stat()["entries"])
-    stored = reading.get(LENGTH)
+    stored = transaction.get(LENGTH)
     if stored is None:
         builder.remarks.append("has no key length; fairchem counts its keys instead")
         return entries
     try:
         count = int(pickle.loads(stored))
     except Exception as error:  # noqa: BLE001 (unpickling may raise anything; the report says what)
+        refuse_fault_of_machine(error, path)
         builder.skip(0, Reason.MALFORMED_RECORD, f"the key length cannot be read: {describe(error)}")
         return entries - 1
     if count != entries - 1:
@@ -136,7 +145,7 @@ def _count(environment: lmdb.Environment, reading: lmdb.Transaction, builder: Sh
     return min(count, entries - 1)
 
 
-def _look_at(value: bytes | None, position: int, contract: Contract, builder: ShardBuilder) -> None:
+def _look_at(value: bytes | None, position: int, contract: Contract, builder: ShardBuilder, path: Path) -> None:
     if value is None:
         builder.skip(position, Reason.MALFORMED_RECORD, f"there is no key {position}")
         return
@@ -144,6 +153,7 @@ def _look_at(value: bytes | None, position: int, contract: Contract, builder: Sh
         fields = decode_record(value)
         outcome = _examine(fields, contract, builder)
     except Exception as error:  # noqa: BLE001 (as above)
+        refuse_fault_of_machine(error, path)
         outcome = Problem(Reason.MALFORMED_RECORD, describe(error))
     if isinstance(outcome, Problem):
         builder.skip(position, outcome.reason, outcome.detail)
@@ -216,7 +226,7 @@ def link(file: Path, target: Path) -> None:
     """Let a file appear under another name too, without its content being written again where that can be avoided.
 
     Args:
-        file: The file; a link is followed.
+        file: The file, which must stay where it is; a link is followed.
         target: The new name. A hard link; a symbolic one across file systems; a copy where there are no links.
     """
     real = real_path(file)
@@ -224,4 +234,5 @@ def link(file: Path, target: Path) -> None:
         with suppress(OSError):
             attempt()
             return
-    shutil.copy2(real, target)
+    with writing(target):
+        shutil.copy2(real, target)

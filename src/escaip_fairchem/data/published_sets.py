@@ -29,7 +29,7 @@ SPICE_KEYS = {"formation": "formation_energy", "total": "dft_total_energy"}
 MPTRJ_KEYS = {"corrected": "corrected_total_energy", "uncorrected": "uncorrected_total_energy"}
 RULE_ALONE = (
     "molecules were selected by the rule of MACE-OFF (its ten elements, no charge) and divided by seed; its published "
-    "lists of molecules are not reproduced"
+    "lists of molecules are not reproduced, and its molecules from QMugs and clusters of water are not in SPICE 1.1.4"
 )
 PREFIX = re.compile(r"^r?md\d\d_")
 
@@ -39,7 +39,7 @@ class Common:
     """What every published set leaves to its user.
 
     Attributes:
-        split: How to divide it; None takes the set's own way.
+        split: How to divide it.
         min_distance: Two atoms closer than this (Å) overlap. 0 accepts any distance.
         max_force: No atom may feel a larger |F| (eV/Å).
         limit: Read this many structures at most.

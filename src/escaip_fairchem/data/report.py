@@ -14,6 +14,7 @@ from ase.data import chemical_symbols
 from .collection import Collection, Skipped
 from .schema import FloatArray, FrameTable
 from .statistics import Normalizer, referenced_energy
+from .tally import Moments, Tally
 
 
 def summarize(
@@ -47,45 +48,9 @@ def split_summary(table: FrameTable, references: FloatArray | None = None) -> di
     """Describe one split: sizes, elements, energies and forces (over free atoms), in eV and eV/Å."""
     if len(table) == 0:
         return {"structures": 0}
-    composition = table.composition.sum(axis=0, dtype=np.int64)
-    per_atom = table.energy / table.natoms
-    with_forces = np.isfinite(table.force_squares)
-    components = 3 * table.free_atoms[with_forces].sum()
-    return {
-        "structures": len(table),
-        "atoms": {
-            "smallest": int(table.natoms.min()),
-            "mean": _rounded(table.natoms.mean()),
-            "largest": int(table.natoms.max()),
-        },
-        "elements": {chemical_symbols[number]: int(composition[number]) for number in np.flatnonzero(composition)},
-        "energy_eV": _mean_and_spread(table.energy),
-        "referenced_energy_eV": _mean_and_spread(referenced_energy(table, references)),
-        "energy_per_atom_eV": _mean_and_spread(per_atom),
-        "force_component_rms_eV_per_A": _ratio(table.force_squares[with_forces].sum(), components, root=True),
-        "force_component_mean_absolute_eV_per_A": _ratio(table.force_absolutes[with_forces].sum(), components),
-        "force_largest_eV_per_A": _rounded(table.force_largest[with_forces].max(initial=0.0)),
-        "with_energy": int(np.isfinite(table.energy).sum()),
-        "with_forces": int(with_forces.sum()),
-        "with_stress": int(np.isfinite(table.stress).all(axis=1).sum()),
-    }
-
-
-def _mean_and_spread(values: FloatArray) -> dict[str, float | None]:
-    known = values[np.isfinite(values)]
-    if len(known) == 0:
-        return {"mean": None, "spread": None}
-    return {"mean": _rounded(known.mean()), "spread": _rounded(known.std())}
-
-
-def _ratio(total: float, count: int, *, root: bool = False) -> float | None:
-    if count == 0:
-        return None
-    return _rounded(np.sqrt(total / count) if root else total / count)
-
-
-def _rounded(value: Any) -> float:
-    return float(f"{float(value):.8g}")
+    referenced = Moments.of(referenced_energy(table, references))
+    with_stress = int(np.isfinite(table.stress).all(axis=1).sum())
+    return {**Tally.of(table).described(referenced), "with_stress": with_stress}
 
 
 COLUMNS = (
@@ -166,7 +131,8 @@ def full_text(summary: Mapping[str, Any]) -> str:
     """Say the same, then list elements, references and every structure that was skipped."""
     lines = [short_text(summary), ""]
     if summary["element_references_eV"]:
-        lines.append("energy references (eV per atom), fitted to the training split:")
+        origin = summary.get("element_references_from", "fitted to the training split")
+        lines.append(f"energy references (eV per atom), {origin}:")
         lines += [f"  {symbol:3s} {value:18.8f}" for symbol, value in summary["element_references_eV"].items()]
     for split, description in summary["splits"].items():
         elements = ", ".join(f"{symbol} {count}" for symbol, count in description.get("elements", {}).items())

@@ -21,7 +21,7 @@ from .progress import track
 from .report import full_text, skip_table
 from .schema import IntArray
 from .shards import Shard, Unit
-from .sources import real_path
+from .sources import file_state
 from .writer import save_npz, save_text
 
 METADATA = "metadata.npz"
@@ -33,19 +33,28 @@ def fingerprint(paths: Sequence[Path]) -> list[Any]:
     digest = hashlib.blake2b(digest_size=16)
     size = 0
     for path in paths:
-        # A link to nothing has no file whose state could be asked for.
-        state = path.stat(follow_symlinks=path.exists())
-        size += state.st_size
-        digest.update(f"{real_path(path)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        place, bytes_, changed = file_state(path)
+        size += bytes_
+        digest.update(f"{place}\0{bytes_}\0{changed}\n".encode())
     return [f"{len(paths)} files", f"{size} bytes", digest.hexdigest()]
 
 
 def staged_path(staged: Path, unit: Unit, end: str, *, without_duplicates: bool = False) -> Path:
-    """Name the file that says what became of an input file (``npz``), or that holds its rows (``lmdb``)."""
+    """Name the file that says what became of an input file (``npz``), or that holds its rows (``rows``)."""
     return staged / f"shard-{unit.number:06d}{'-unique' if without_duplicates else ''}.{end}"
 
 
-def run(stage: Callable[[Any], int], tasks: Sequence[Any], workers: int, *, title: str, show: bool) -> None:
+def is_done(facts: Path, *, prebuilt: bool) -> bool:
+    """Tell whether an earlier run has read a file; prebuilt ones with faults are read again, to see whether they stay.
+
+    Args:
+        facts: The file that says what became of it.
+        prebuilt: Whether nothing can be left out of the file.
+    """
+    return facts.exists() and not (prebuilt and Shard.load(facts).skipped)
+
+
+def run(stage: Callable[[Any], Any], tasks: Sequence[Any], workers: int, *, title: str, show: bool) -> None:
     """Work through all files; ``stage`` leaves its outcome on disk."""
     finished = ordered_map(stage, tasks, workers)
     for _ in track(finished, total=len(tasks), title=title, unit="files", show=show):
@@ -130,7 +139,7 @@ def refuse_faults(claimed: Claim, skipped: Sequence[Skipped]) -> None:
         more = f"\n  … and {len(skipped) - 20} more" if len(skipped) > 20 else ""
         raise DataError(
             f"{len({skip.file for skip in skipped})} prebuilt files cannot be used as they are:\n{shown}{more}\n"
-            f"Download them again, or leave them out"
+            f"Download them again, or leave them out; the next run reads them again"
         )
 
 

@@ -23,6 +23,7 @@ from ase.io.vasp import iread_vasp_out
 
 from escaip_fairchem.errors import DataError
 
+from .faults import refuse_fault_of_machine
 from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
 
 Kind = Literal["xyz", "database", "trajectory", "raw", "other"]
@@ -166,6 +167,13 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def file_state(path: Path) -> tuple[str, int, int]:
+    """Say which file is read and how it is now: where it really is, its bytes, and when it was changed (ns)."""
+    # A link to nothing has no file whose state could be asked for.
+    state = path.stat(follow_symlinks=path.exists())
+    return str(real_path(path)), state.st_size, state.st_mtime_ns
+
+
 def _expand(given: str) -> list[Path]:
     """Name what an input stands for; what is no file is among it, so that the report can say so."""
     path = Path(given).expanduser()
@@ -218,25 +226,33 @@ def _chunks_of(source: Source, form: str | None, limit: int | None) -> Iterator[
     if not source.path.is_file():  # opening it could wait for ever
         yield Chunk(number=0, source=source, kind="other", form="", failure=NO_FILE)
         return
+    position = 0
     try:
-        raw = raw_format(form)
-        if raw is not None:
-            yield from raw.plan(source, limit)
-            return
-        kind, recognised = _recognise(source.path, form)
-        if kind == "xyz" and get_compression(str(source.path))[1] is None:
-            yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
-        elif kind == "database":
-            rows = _row_ids(source.path, recognised)[:limit]
-            yield from _equal_chunks(source, kind, recognised, len(rows), rows)
-        elif kind == "trajectory":
-            with Trajectory(source.path) as trajectory:
-                count = len(trajectory)
-            yield from _equal_chunks(source, kind, recognised, count if limit is None else min(count, limit))
-        else:
-            yield Chunk(number=0, source=source, kind=kind, form=recognised, at_most=limit)
+        for chunk in _divided(source, form, limit):
+            yield chunk
+            position = chunk.start + (chunk.count or 0)
     except Exception as error:  # noqa: BLE001 (readers of foreign files raise anything; the report says what)
-        yield Chunk(number=0, source=source, kind="other", form="", failure=describe(error))
+        refuse_fault_of_machine(error, source.path)
+        yield Chunk(number=0, source=source, kind="other", form="", start=position, failure=describe(error))
+
+
+def _divided(source: Source, form: str | None, limit: int | None) -> Iterator[Chunk]:
+    raw = raw_format(form)
+    if raw is not None:
+        yield from raw.plan(source, limit)
+        return
+    kind, recognised = _recognise(source.path, form)
+    if kind == "xyz" and get_compression(str(source.path))[1] is None:
+        yield from _xyz_chunks(source, recognised, index_frames(source.path, CHUNK_FRAMES, limit))
+    elif kind == "database":
+        rows = _row_ids(source.path, recognised)[:limit]
+        yield from _equal_chunks(source, kind, recognised, len(rows), rows)
+    elif kind == "trajectory":
+        with Trajectory(source.path) as trajectory:
+            count = len(trajectory)
+        yield from _equal_chunks(source, kind, recognised, count if limit is None else min(count, limit))
+    else:
+        yield Chunk(number=0, source=source, kind=kind, form=recognised, at_most=limit)
 
 
 def _recognise(path: Path, form: str | None) -> tuple[Kind, str]:
@@ -287,7 +303,11 @@ def _equal_chunks(source: Source, kind: Kind, form: str, count: int, rows: Seque
 
 
 def read_chunk(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
-    """Read the structures of a chunk, with a stand-in for each that cannot be read."""
+    """Read the structures of a chunk, with a stand-in for each that cannot be read.
+
+    Raises:
+        MachineFaultError: The machine fails, which is no fault of the file.
+    """
     if chunk.failure:
         yield Unreadable(chunk.failure, rest=True)
         return
@@ -303,6 +323,7 @@ def read_chunk(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
         if empty:
             yield Unreadable(f"{NO_STRUCTURE} (read as {chunk.form})", rest=True)
     except Exception as error:  # noqa: BLE001 (as above)
+        refuse_fault_of_machine(error, chunk.source.path)
         yield Unreadable(describe(error), rest=True)
 
 
@@ -311,7 +332,7 @@ def _read_xyz(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
         if chunk.offset:
             stream.seek(chunk.offset)
         for _, text in read_frames(stream):
-            yield _attempt(_parse_xyz, text)
+            yield _attempt(chunk, _parse_xyz, text)
 
 
 def _parse_xyz(text: bytes) -> Atoms:
@@ -321,7 +342,7 @@ def _parse_xyz(text: bytes) -> Atoms:
 def _read_rows(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     with _connect(chunk.source.path, chunk.form) as database:
         for number in chunk.rows:
-            yield _attempt(_row_to_atoms, database, number)
+            yield _attempt(chunk, _row_to_atoms, database, number)
 
 
 def _row_to_atoms(database: ase.db.core.Database, number: int) -> Atoms:
@@ -336,7 +357,7 @@ def _row_to_atoms(database: ase.db.core.Database, number: int) -> Atoms:
 def _read_trajectory(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     with Trajectory(chunk.source.path) as trajectory:
         for number in range(chunk.start, chunk.start + (chunk.count or 0)):
-            yield _attempt(trajectory.__getitem__, number)
+            yield _attempt(chunk, trajectory.__getitem__, number)
 
 
 def _read_other(chunk: Chunk) -> Iterator[Atoms]:
@@ -347,10 +368,11 @@ def _read_other(chunk: Chunk) -> Iterator[Atoms]:
     yield from ase.io.iread(str(chunk.source.path), index=":", format=chunk.form)
 
 
-def _attempt(read: Callable[..., Atoms], *arguments: Any) -> Atoms | Unreadable:
+def _attempt(chunk: Chunk, read: Callable[..., Atoms], *arguments: Any) -> Atoms | Unreadable:
     try:
         return read(*arguments)
     except Exception as error:  # noqa: BLE001 (as above)
+        refuse_fault_of_machine(error, chunk.source.path)
         return Unreadable(describe(error))
 
 

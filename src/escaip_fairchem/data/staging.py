@@ -13,10 +13,11 @@ from ase import Atoms
 from numpy.typing import NDArray
 
 from .checks import Limits, Problem, Reason, find_problem
+from .faults import refuse_fault_of_machine, writing
 from .labels import LabelError, LabelOptions, left_out, similar_keys, to_structure
 from .schema import FrameTable, IntArray, Structure, numbers_of
 from .sources import Chunk, Unreadable, describe, read_chunk
-from .writer import encode_ase_row, save_npz
+from .writer import encode_ase_row, new_file, save_npz
 
 NO_GROUP = ""
 COLUMNS = tuple(FrameTable.__dataclass_fields__)
@@ -105,10 +106,8 @@ def stage_chunk(chunk: Chunk, *, options: StagingOptions, folder: Path) -> int:
     """
     if not _summary_path(folder, chunk.number).exists():
         rows = rows_path(folder, chunk.number)
-        temporary = rows.with_name(rows.name + ".tmp")
-        with temporary.open("wb") as file:
+        with new_file(rows) as file:
             harvest = _harvest(chunk, options, file)
-        temporary.replace(rows)
         _save(_summary_path(folder, chunk.number), harvest)
     return chunk.number
 
@@ -124,11 +123,14 @@ def _harvest(chunk: Chunk, options: StagingOptions, file: BinaryIO) -> _Harvest:
         try:
             outcome = _process(item, chunk, position, options)
         except Exception as error:  # noqa: BLE001 (one odd structure must not stop a conversion; the report names it)
+            refuse_fault_of_machine(error, chunk.source.path)
             outcome = Problem(Reason.UNEXPECTED, describe(error))
         if isinstance(outcome, Problem):
             harvest.skipped.append((position, outcome.reason, outcome.detail))
         else:
-            harvest.add(outcome, position, file.write(outcome.row))
+            with writing(Path(file.name)):
+                length = file.write(outcome.row)
+            harvest.add(outcome, position, length)
     return harvest
 
 

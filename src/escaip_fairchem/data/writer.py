@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import lmdb
 import numpy as np
@@ -22,6 +23,7 @@ from ase.constraints import FixAtoms
 from ase_db_backends.aselmdb import decode_bytestream, encode_object
 
 from .defaults import SHARD_ROWS
+from .faults import writing
 from .schema import Structure
 
 Format = Literal["aselmdb", "lmdb"]
@@ -117,22 +119,29 @@ def write_shard(path: Path, rows: Iterable[bytes], form: Format) -> int:
 
     Returns:
         Number of rows.
+
+    Raises:
+        DataError: The file cannot be written, because the disk is full for instance.
     """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
     first = 1 if form == "aselmdb" else 0
     count = 0
-    # The file has one writer and no reader yet: without LMDB's lock no "-lock" file stays beside it.
-    with lmdb.open(str(temporary), map_size=FIRST_MAP_SIZE, subdir=False, lock=False, sync=False) as environment:
+    with writing(path):
+        temporary.unlink(missing_ok=True)
+        # The file has one writer and no reader yet: without LMDB's lock no "-lock" file stays beside it.
+        environment = lmdb.open(str(temporary), map_size=FIRST_MAP_SIZE, subdir=False, lock=False, sync=False)
+    with environment:
         batch: list[tuple[bytes, bytes]] = []
         for count, row in enumerate(rows, start=1):
             batch.append((str(first + count - 1).encode(), row))
             if len(batch) == ROWS_PER_TRANSACTION:
-                _put(environment, batch)
+                _put(environment, batch, path)
                 batch = []
-        _put(environment, [*batch, _count_entry(count, form)])
-        environment.sync(True)
-    temporary.replace(path)
+        _put(environment, [*batch, _count_entry(count, form)], path)
+        with writing(path):
+            environment.sync(True)
+    with writing(path):
+        temporary.replace(path)
     return count
 
 
@@ -163,19 +172,35 @@ def write_split(
     return shards
 
 
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing; it appears under its name only when the block has come to its end.
+
+    Raises:
+        DataError: It cannot be made or finished.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with writing(path):
+        file = temporary.open("wb")
+    try:
+        yield file
+    finally:
+        with writing(path):
+            file.close()
+    with writing(path):
+        temporary.replace(path)
+
+
 def save_npz(path: Path, **arrays: np.ndarray[Any, Any]) -> None:
     """Save arrays under a name that appears only when the file is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with new_file(path) as file, writing(path):
         np.savez(file, **arrays)
-    temporary.replace(path)
 
 
 def save_text(path: Path, text: str) -> None:
     """Save text under a name that appears only when the file is complete."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with new_file(path) as file, writing(path):
+        file.write(text.encode())
 
 
 def _count_entry(count: int, form: Format) -> tuple[bytes, bytes]:
@@ -184,13 +209,14 @@ def _count_entry(count: int, form: Format) -> tuple[bytes, bytes]:
     return b"length", pickle.dumps(count, protocol=pickle.HIGHEST_PROTOCOL)
 
 
-def _put(environment: lmdb.Environment, batch: Sequence[tuple[bytes, bytes]]) -> None:
+def _put(environment: lmdb.Environment, batch: Sequence[tuple[bytes, bytes]], path: Path) -> None:
     """Write one transaction, with a larger map if this one is full."""
-    while True:
-        try:
-            with environment.begin(write=True) as transaction:
-                for key, value in batch:
-                    transaction.put(key, value)
-            return
-        except lmdb.MapFullError:
-            environment.set_mapsize(2 * environment.info()["map_size"])
+    with writing(path):
+        while True:
+            try:
+                with environment.begin(write=True) as transaction:
+                    for key, value in batch:
+                        transaction.put(key, value)
+                return
+            except lmdb.MapFullError:
+                environment.set_mapsize(2 * environment.info()["map_size"])

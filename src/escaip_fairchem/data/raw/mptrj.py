@@ -16,6 +16,7 @@ from ase import Atoms
 from ase.data import atomic_numbers
 
 from escaip_fairchem.data import sources
+from escaip_fairchem.data.faults import refuse_fault_of_machine
 from escaip_fairchem.data.json_members import BrokenJSONError, Member, members
 from escaip_fairchem.data.schema import FloatArray
 from escaip_fairchem.data.sources import Chunk, RawFormat, Source, Span, Unreadable, describe
@@ -74,10 +75,11 @@ def read(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     with chunk.source.path.open("rb") as file:
         for material, span in zip(chunk.keys, chunk.spans, strict=True):
             file.seek(span.start)
-            yield from _material(material, file.read(span.end - span.start), span.structures)
+            text = file.read(span.end - span.start)
+            yield from _material(material, text, span.structures, chunk.source.path)
 
 
-def _material(material: str, text: bytes, count: int) -> Iterator[Atoms | Unreadable]:
+def _material(material: str, text: bytes, count: int, path: Path) -> Iterator[Atoms | Unreadable]:
     try:
         calculations = json.loads(text) if text else None
     except ValueError as error:
@@ -90,6 +92,7 @@ def _material(material: str, text: bytes, count: int) -> Iterator[Atoms | Unread
         try:
             yield _to_atoms(material, name, calculation)
         except Exception as error:  # noqa: BLE001 (one odd entry must cost no other; the report names it)
+            refuse_fault_of_machine(error, path)
             yield Unreadable(f"{material}, {name}: {describe(error)}")
     yield from [Unreadable(f"{material}: two calculations have the same name")] * (count - len(calculations))
 

@@ -14,6 +14,7 @@ import numpy as np
 from ase import Atoms, units
 
 from escaip_fairchem.data import sources
+from escaip_fairchem.data.faults import refuse_fault_of_machine
 from escaip_fairchem.data.schema import FloatArray
 from escaip_fairchem.data.sources import Chunk, RawFormat, Source, Unreadable, describe
 from escaip_fairchem.errors import DataError
@@ -42,15 +43,20 @@ def plan(source: Source, limit: int | None) -> Iterator[Chunk]:
 
     keys: list[str] = []
     start = count = 0
-    with h5py.File(source.path, "r") as file:
-        for key, group in _molecules(file):
-            keys.append(key)
-            count += _count(group)
-            if count >= sources.CHUNK_FRAMES:
-                yield _chunk(source, start, count, keys)
-                keys, start, count = [], start + count, 0
-            if limit is not None and start + count >= limit:
-                break
+    try:
+        with h5py.File(source.path, "r") as file:
+            for key in _molecules(file, source.path):
+                keys.append(key)
+                count += _count(file, key, source.path)
+                if count >= sources.CHUNK_FRAMES:
+                    yield _chunk(source, start, count, keys)
+                    keys, start, count = [], start + count, 0
+                if limit is not None and start + count >= limit:
+                    break
+    except Exception:
+        if keys:  # what was found counts, even where the list of groups breaks off
+            yield _chunk(source, start, count, keys)
+        raise
     if keys:
         yield _chunk(source, start, count, keys)
 
@@ -59,20 +65,32 @@ def _chunk(source: Source, start: int, count: int, keys: list[str]) -> Chunk:
     return Chunk(number=0, source=source, kind="raw", form=SPICE.name, start=start, count=count, keys=tuple(keys))
 
 
-def _molecules(parent: h5py.Group, path: str = "") -> Iterator[tuple[str, h5py.Group]]:
-    """Find the groups of molecules; HDF5 makes a group within a group of a name that holds a slash."""
+def _molecules(parent: h5py.Group, path: Path, prefix: str = "") -> Iterator[str]:
+    """Name the groups of molecules; HDF5 makes a group within a group of a name that holds a slash."""
     import h5py
 
-    for name, item in parent.items():
-        if not isinstance(item, h5py.Group):
+    for name in parent:
+        try:
+            item = parent[name]
+            inner = []
+            if isinstance(item, h5py.Group) and CONFORMATIONS not in item:
+                inner = list(_molecules(item, path, f"{prefix}{name}/"))
+        except Exception as error:  # noqa: BLE001 (a group that cannot be opened must cost no other; `read` reports it)
+            refuse_fault_of_machine(error, path)
+            yield f"{prefix}{name}"
             continue
-        inner = [] if CONFORMATIONS in item else list(_molecules(item, f"{path}{name}/"))
-        yield from inner or [(f"{path}{name}", item)]
+        if isinstance(item, h5py.Group):
+            yield from inner or [f"{prefix}{name}"]
 
 
-def _count(group: h5py.Group) -> int:
-    """Count the conformations; a group without any still has a place in the report."""
-    shape = group[CONFORMATIONS].shape if CONFORMATIONS in group else ()
+def _count(file: h5py.File, key: str, path: Path) -> int:
+    """Count the conformations; a group without any, or one that cannot be opened, still has a place in the report."""
+    try:
+        group = file[key]
+        shape = group[CONFORMATIONS].shape if CONFORMATIONS in group else ()
+    except Exception as error:  # noqa: BLE001 (as above)
+        refuse_fault_of_machine(error, path)
+        return 1
     return max(shape[0], 1) if shape else 1
 
 
@@ -80,13 +98,14 @@ def read(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     """Read the conformations of some molecules, in Å, eV and eV/Å, with forces for the gradient."""
     import h5py
 
-    with h5py.File(chunk.source.path, "r") as file:
+    path = chunk.source.path
+    with h5py.File(path, "r") as file:
         for key in chunk.keys:
-            group = file[key]
             try:
-                frames = list(_frames(key, group))
+                frames = list(_frames(key, file[key]))
             except Exception as error:  # noqa: BLE001 (one odd group must cost no other; the report names it)
-                yield from [Unreadable(f"{key}: {describe(error)}")] * _count(group)
+                refuse_fault_of_machine(error, path)
+                yield from [Unreadable(f"{key}: {describe(error)}")] * _count(file, key, path)
             else:
                 yield from frames or [Unreadable(f"{key}: there is no conformation")]
 
