@@ -17,7 +17,7 @@ from test_every_config import SIZES, TRAINING
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
 DOCUMENTS = Path(__file__).parents[2] / "docs"
-SHORTER = {"--steps 200000": "--steps 4"}
+SHORTER = {"--steps 200000": "--steps 20"}
 
 
 def sections(document: str) -> dict[str, list[str]]:
