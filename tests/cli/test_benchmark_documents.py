@@ -44,10 +44,10 @@ def shortened(command: str) -> tuple[str, list[str]]:
         words += ["--cpu", *(f"model.backbone.{key}={value}" for key, value in SIZES[kind].items())]
         epochs = {"max_epochs": 2} if "--checkpoint" in words else {}  # one more than the training that it continues
         words += [f"optim.{key}={value}" for key, value in {**TRAINING, **epochs}.items()]
-    elif words[:2] in (["evaluate", "metrics"], ["evaluate", "rotation"]):  # simulations run there by themselves
+    elif words[0] == "evaluate":
         words.append("--cpu")
-    elif words[:2] == ["evaluate", "relax"]:
-        words += ["--steps", "1"]  # with a model that knows nothing yet, crystals would soon collapse
+        if words[1] == "relax":  # by a model that knows nothing yet, crystals would soon collapse
+            words += ["--steps", "1"]
     return program, words
 
 

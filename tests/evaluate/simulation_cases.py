@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, fcc111
@@ -17,6 +18,7 @@ from ase.filters import FrechetCellFilter
 from ase.optimize import FIRE
 
 from escaip_fairchem.cli.evaluate_simulations import add_parsers
+from escaip_fairchem.cli.main import main
 from escaip_fairchem.cli.reporting import run_reporting
 from escaip_fairchem.evaluate.langevin import LangevinOptions, run_langevin
 from escaip_fairchem.evaluate.potentials import CalculatorPotential, Potential
@@ -125,6 +127,20 @@ def pool_paths(
             paths[member.number].append(atoms)
         ended += pool.step()
     return paths, sorted(ended, key=lambda relaxed: relaxed.number)
+
+
+def converted(structures: Sequence[Atoms], out: Path) -> Path:
+    """Label structures and convert them, as ``escaip data convert`` does; returns the folder of the training set."""
+    labelled = []
+    for atoms in structures:
+        one = atoms.copy()
+        one.set_constraint()
+        one.calc = EMT()
+        one.get_forces()
+        labelled.append(one)
+    ase.io.write(out.with_suffix(".traj"), labelled)
+    assert main(["data", "convert", str(out.with_suffix(".traj")), str(out)]) == 0
+    return out / "train"
 
 
 def evaluate(*words: str | Path) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.io.trajectory import Trajectory
-from simulation_cases import Springs, evaluate, frames_of, molecule, without_seconds
+from simulation_cases import Springs, converted, evaluate, frames_of, molecule, without_seconds
 
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.evaluate.distances import DistanceHistogram, compare
@@ -255,6 +255,74 @@ def test_a_run_that_breaks_ends_and_says_when(inputs: Path, tmp_path: Path) -> N
     worn = run(inputs, tmp_path / "worn", DynamicsPlan(langevin=SHORT), calculator=Springs(molecule(), limit=23))
     assert worn["runs"][0]["problem"] == "ValueError: the springs are worn out"
     assert worn["frames"] == 5
+
+
+@pytest.mark.parametrize("limit", [21, 22, 25])
+def test_a_step_that_fails_takes_no_good_frame_with_it(limit: int, inputs: Path, tmp_path: Path) -> None:
+    """One evaluation at the start, one per step: that of step 21, the first after the frame of step 20, is the 22nd."""
+    worn = run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT), calculator=Springs(molecule(), limit=limit))
+    (only,) = worn["runs"]
+    assert only["steps"] == 20
+    assert worn["frames"] == 5
+    assert only["stable_for_ps"] == pytest.approx(limit * 0.5e-3)
+    # and again, where the frames are there already
+    run_again = run_langevin(
+        molecule(), Springs(molecule(), limit=1), SHORT, tmp_path / "one", StabilityCheck(molecule(), StabilityLimits())
+    )
+    assert run_again.broken_at == 1
+    assert len(run_again.frames) == 1
+
+
+def test_a_start_that_cannot_be_evaluated_gives_no_frame(inputs: Path, tmp_path: Path) -> None:
+    summary = run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT), calculator=Springs(molecule(), limit=0))
+    assert (summary["frames"], summary["runs"][0]["stable_for_ps"]) == (0, 0.0)
+    assert summary["mean_temperature_kelvin"] is None
+
+
+@pytest.mark.parametrize("error", [AssertionError(), IndexError("no edge"), KeyError("Uuo"), RuntimeError("no graph")])
+def test_any_refusal_ends_dynamics_with_its_reason(error: Exception, inputs: Path, tmp_path: Path) -> None:
+    summary = run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT), calculator=Refusing(error))
+    assert summary["runs"][0]["problem"].startswith(type(error).__name__)
+    assert summary["frames"] == 5
+
+
+def test_errors_of_the_device_are_no_property_of_the_molecule(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT), calculator=Refusing(RuntimeError("CUDA error: x")))
+    assert run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT))["frames"] == 13  # it goes on
+
+
+class Refusing(Springs):
+    """Springs that refuse after a while, in the way that they are told."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(molecule(), limit=23)
+        self.error = error
+
+    def calculate(self, *arguments: Any, **settings: Any) -> None:
+        try:
+            super().calculate(*arguments, **settings)
+        except ValueError:
+            raise self.error from None
+
+
+def test_the_reference_may_be_a_folder_of_converted_data(inputs: Path, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frames = [molecule() for _ in range(12)]
+    for atoms in frames:
+        atoms.positions += random.normal(scale=0.02, size=atoms.positions.shape)
+    folder = converted(frames, tmp_path / "data")
+    assert (folder / "metadata.npz").is_file()
+    summary = run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT), reference=folder)
+    assert 0 < summary["reference_frames"] < 12
+    assert 0.0 < summary["h_mae_integrated"] < 2.0
+
+
+def test_a_start_that_cannot_be_read_leaves_the_folder_to_any_options(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "odd.xyz").write_text("2\n\nH 0 0 0\n")
+    with pytest.raises(DataError, match="cannot be read"):
+        run(tmp_path / "odd.xyz", tmp_path / "out", DynamicsPlan(langevin=SHORT))
+    assert run(inputs, tmp_path / "out", DynamicsPlan(langevin=SHORT))["stable"]
 
 
 def test_several_starts_have_seeds_of_their_own(tmp_path: Path) -> None:

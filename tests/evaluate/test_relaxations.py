@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.constraints import FixInternals
 from ase.db import connect
-from simulation_cases import crystals, emt, molecule
+from simulation_cases import converted, crystals, emt, molecule
 
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.evaluate.potentials import CalculatorPotential, Result
@@ -138,6 +139,34 @@ def test_a_poisoned_structure_is_a_row_and_stops_no_other(how: str, reason: str,
         else:
             assert row == expected
     assert summary["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    "error", [AssertionError("no edges"), IndexError("index 0 is out of bounds"), KeyError(47), RuntimeError("shape")]
+)
+def test_whatever_a_model_raises_for_one_structure_is_a_row(error: Exception, inputs: Path, tmp_path: Path) -> None:
+    """Models of fairchem refuse by assertions and by indices that do not exist."""
+
+    class Asserting(CalculatorPotential):
+        def evaluate(self, structures: Sequence[Atoms]) -> list[Result]:
+            if any("Ag" in atoms.symbols for atoms in structures):
+                raise error
+            return super().evaluate(structures)
+
+    summary = relax(inputs, tmp_path / "out", potential=Asserting(EMT))
+    assert summary["failed"] == 2
+    reasons = [row["reason"] for row in rows(tmp_path / "out") if row["status"] == "failed"]
+    assert all(reason.startswith(f"{type(error).__name__}: ") for reason in reasons)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "cuDNN error: EXECUTION_FAILED"])
+def test_errors_of_the_device_stop_a_run(text: str, inputs: Path, tmp_path: Path) -> None:
+    class Faulty(CalculatorPotential):
+        def evaluate(self, structures: Sequence[Atoms]) -> list[Result]:
+            raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=text):
+        relax(inputs, tmp_path / "out", potential=Faulty(EMT))
 
 
 def test_a_cell_that_explodes_fails(tmp_path: Path) -> None:
@@ -310,6 +339,117 @@ def test_pymatgen_reads_the_structures() -> None:
 def test_damaged_structures_say_what_is_wrong(content: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         from_dictionary(content)
+
+
+def test_a_file_that_cannot_be_read_is_one_row_among_those_of_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    good = crystals(4)
+    ase.io.write(folder / "a.extxyz", good[:2])
+    (folder / "b.cif").write_text("not a crystal")
+    line = json.dumps({"material_id": "m-2", "structure": to_dictionary(good[2])})
+    (folder / "d.zip").write_bytes(b"PK")
+    ase.io.write(folder / "e.traj", good[3])
+    (folder / "f.db").symlink_to(tmp_path / "nowhere.db")
+    (folder / "g.extxyz").write_text("2\n\nCu 0 0 0\n")
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress(f"{line}\n".encode())[:-4])  # its end is missing
+    summary = relax(folder, tmp_path / "out")
+    found = rows(tmp_path / "out")
+    assert [row["material_id"] for row in found if row["status"] != "failed"] == ["m-0", "m-1", "m-2", "m-3"]
+    failed = {row["material_id"]: row["reason"] for row in found if row["status"] == "failed"}
+    assert [name.removeprefix("in/") for name in failed] == [
+        "b.cif:0",
+        "c.jsonl.gz:1",
+        "d.zip:0",
+        "nowhere.db:0",
+        "g.extxyz:0",
+    ]
+    assert all("cannot be read" in reason for reason in failed.values())
+    assert summary["failed"] == 5
+
+
+def test_the_only_file_has_to_be_whole(tmp_path: Path) -> None:
+    """The part of a list that was downloaded would pass for all of it."""
+    ase.io.write(tmp_path / "in.extxyz", crystals(3))
+    lines = (tmp_path / "in.extxyz").read_text().splitlines()
+    (tmp_path / "in.extxyz").write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match="cannot be read"):
+        relax(tmp_path / "in.extxyz", tmp_path / "out")
+
+
+def test_packed_files_with_a_flipped_bit_say_so(inputs: Path, tmp_path: Path) -> None:
+    line = json.dumps({"material_id": "m", "structure": to_dictionary(crystals(1)[0])}) + "\n"
+    packed = bytearray(gzip.compress(line.encode() * 50))
+    packed[20:24] = b"\xff\xff\xff\xff"
+    (tmp_path / "in.jsonl.gz").write_bytes(packed)
+    with pytest.raises(zlib.error):
+        gzip.decompress(bytes(packed))
+    with pytest.raises(DataError, match=r"in\.jsonl\.gz: cannot be read \(on\)"):
+        relax(tmp_path / "in.jsonl.gz", tmp_path / "out")
+    relax(inputs, tmp_path / "done")
+    path = tmp_path / "done" / LINES
+    path.write_bytes(path.read_bytes()[:20] + b"\xff\xff\xff\xff" + path.read_bytes()[24:])
+    with pytest.raises(DataError, match="make it again with --overwrite"):
+        rows(tmp_path / "done")
+
+
+def test_a_folder_of_converted_data_is_relaxed(tmp_path: Path) -> None:
+    folder = converted(crystals(8), tmp_path / "data")
+    (folder / "data.0000.aselmdb-lock").touch()
+    (folder / "notes.txt").write_text("ours")
+    assert (folder / "metadata.npz").is_file()
+    summary = relax(folder, tmp_path / "out")
+    assert summary["failed"] == 0
+    assert summary["structures"] == len(connect(folder / "data.0000.aselmdb", readonly=True, use_lock_file=False)) > 3
+
+
+def test_an_attempt_that_fails_at_once_leaves_the_folder_to_any_options(tmp_path: Path) -> None:
+    """What the message advises would otherwise be refused as work of another run."""
+    ase.io.write(tmp_path / "in.extxyz", crystals(3))
+    with pytest.raises(ConfigError, match="--no-cell"):
+        relax(tmp_path / "in.extxyz", tmp_path / "out", potential=emt(has_stress=False))
+    positions = replace(OPTIONS, relax_cell=False)
+    summary = relax(tmp_path / "in.extxyz", tmp_path / "out", potential=emt(has_stress=False), options=positions)
+    assert summary["structures"] == 3
+    ase.io.write(tmp_path / "twice.extxyz", [crystals(1)[0], crystals(1)[0]])
+    with pytest.raises(DataError, match="--ids"):
+        relax(tmp_path / "twice.extxyz", tmp_path / "ids")
+    assert relax(tmp_path / "in.extxyz", tmp_path / "ids")["structures"] == 3
+
+
+def test_work_of_an_earlier_attempt_survives_one_that_fails(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    class Tired(CalculatorPotential):
+        calls = 0
+
+        def evaluate(self, structures: Sequence[Atoms]) -> list[Result]:
+            self.calls += 1
+            if self.calls > 9:
+                raise MemoryError
+            return super().evaluate(structures)
+
+    with pytest.raises(MemoryError):
+        relax(inputs, out, potential=Tired(EMT), batch_atoms=5)
+    kept = (out / ".partial/read/rows.jsonl").read_bytes()
+    assert kept
+    files = StructureFiles([str(inputs)], exclude=out)
+
+    def absent() -> Any:
+        raise ConfigError("no such model")
+
+    with pytest.raises(ConfigError):
+        relax_files(absent, files, out, OPTIONS, RunOptions(batch_atoms=5))
+    assert (out / ".partial/read/rows.jsonl").read_bytes() == kept
+
+
+def test_folders_named_almost_like_parts_are_not_parts(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in (1, 2):
+        relax(inputs, out, part=Part(number=number, of=2))
+    for name in ("part-1-of-2-bak", "part-x-of-2", "part-1-of-2.old", "part-of-it"):
+        (out / name).mkdir()
+    assert relax(inputs, out)["structures"] == 6
 
 
 def test_ids_have_to_be_there_and_differ(tmp_path: Path) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import csv
+import pickle
 from pathlib import Path
 from typing import Any
 
 import ase.db
+import lmdb
 import numpy as np
 import pytest
 import torch
 import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from evaluation_cases import known_checkpoint, known_set, structure, write_samples
+from evaluation_cases import KnownModel, known_checkpoint, known_set, structure, write_samples
+from fairchem.core.datasets import LmdbDataset
 from trainer_cases import build, config, rattled_slabs, write_lmdb
 
 from escaip_fairchem.cli.main import main
@@ -91,6 +94,34 @@ def test_groups_may_be_numbers(tmp_path):
     assert {group: part.structures for group, part in groups.items()} == {"0": 1, "1": 2}
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_groups_by_what_the_model_reads_leave_it_alone(batch_size, tmp_path):
+    """The model's energies are 0.5 eV per atom, by `natoms`."""
+    data = write_samples(tmp_path / "set.lmdb", known_set())
+    groups = errors_of(known_checkpoint(tmp_path / "known.pt"), data, group_by="natoms", batch_size=batch_size)
+    assert list(groups) == ["2", "1", "3"]
+    assert [part.mean("energy_mae") for part in groups.values()] == pytest.approx([0.01, 1.0, 0.3], rel=1e-4)
+    assert [part.atoms for part in groups.values()] == [2, 1, 3]
+
+
+def test_groups_by_what_the_model_reads_in_ase_databases(tmp_path):
+    data = labelled_molecules(tmp_path / "set.aselmdb")
+    groups = errors_of(known_checkpoint(tmp_path / "known.pt"), data, group_by="natoms")
+    assert {group: part.atoms for group, part in groups.items()} == {"2": 2, "1": 1, "3": 3}
+
+
+def test_errors_are_measured_without_gradients(tmp_path, monkeypatch):
+    data = write_samples(tmp_path / "set.lmdb", known_set())
+    checkpoint = known_checkpoint(tmp_path / "known.pt")
+    enabled = []
+    forward = KnownModel.forward
+    monkeypatch.setattr(
+        KnownModel, "forward", lambda self, data: enabled.append(torch.is_grad_enabled()) or forward(self, data)
+    )
+    errors_of(checkpoint, data, batch_size=2)
+    assert enabled == [False, False]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A short training with averaged weights, its checkpoint, and what validation finds for it."""
@@ -126,7 +157,15 @@ def test_errors_are_those_of_validation(trained, batch_size, workers):
     assert len(totals.counts) == 5
 
 
-def test_best_checkpoint_and_checkpoint_predict_with_the_averaged_weights(trained):
+def test_the_best_checkpoint_has_the_errors_that_validation_wrote_into_it(trained):
+    best = trained["checkpoint"].with_name("best_checkpoint.pt")
+    recorded = torch.load(best, weights_only=True)["val_metrics"]
+    totals = errors_of(best, trained["val"])[EVERYTHING]
+    for name in totals.counts:
+        assert totals.mean(name) == pytest.approx(recorded[name]["metric"], rel=1e-5), name
+
+
+def test_the_latest_checkpoint_predicts_with_the_averaged_weights(trained):
     latest = errors_of(trained["checkpoint"], trained["val"])[EVERYTHING]
     raw = copy.deepcopy(torch.load(trained["checkpoint"], weights_only=True))
     raw["ema"] = None
@@ -164,6 +203,7 @@ def test_ase_databases_are_read_whatever_format_was_trained_on(configured, tmp_p
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "SPICE by subset" in printed
+    assert "without a logarithm" in printed  # beside the published ones, which are called log-weighted
     with (tmp_path / "out/metrics.csv").open() as file:
         rows = {row["subset"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["even", "odd", "weighted mean"]
@@ -269,6 +309,61 @@ def test_faults_name_what_is_wrong(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("escaip evaluate: error: "), name
         assert message in error, name
+
+
+def with_rows(path: Path, **rows: bytes) -> Path:
+    """Replace rows of a set by other bytes; names of rows are ``row_1``, …"""
+    with lmdb.open(str(path), subdir=False, lock=False, map_size=2**24) as database, database.begin(write=True) as put:
+        for name, content in rows.items():
+            put.put(name.removeprefix("row_").encode(), content)
+    return path
+
+
+def damaged(tmp_path: Path) -> dict[str, tuple[Path, str]]:
+    """Sets with a row that cannot be used, and what is said of it."""
+    anonymous = known_set()[1]
+    del anonymous.sid
+    sized = known_set()[1]
+    sized.natoms = 7
+    unsized = known_set()[1]
+    del unsized.natoms
+    contents = {
+        "garbage": (b"no pickle at all", "structure 1: cannot be read as lmdb (UnpicklingError"),
+        "truncated": (pickle.dumps(known_set()[1], protocol=-1)[:50], "structure 1: cannot be read as lmdb ("),
+        "empty": (b"", "structure 1: cannot be read as lmdb (EOFError"),
+        "a text": (pickle.dumps("text"), "structure 1: cannot be read as lmdb (AttributeError"),
+        "no sid": (pickle.dumps(anonymous), "sid None: has no 'sid', but sid 'a' beside it does"),
+        "other size": (pickle.dumps(sized), "sid 'b': natoms is 7, but there are 1 positions"),
+        "no size": (pickle.dumps(unsized), "structure 1 (sid b): has no 'natoms'"),
+    }
+    return {
+        name: (with_rows(write_samples(tmp_path / f"{name}.lmdb", known_set()), row_1=row), message)
+        for name, (row, message) in contents.items()
+    }
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_damaged_rows_are_one_message(workers, tmp_path, capsys):
+    """From workers, too, whose errors torch would hand on with the text of a traceback."""
+    checkpoint = str(known_checkpoint(tmp_path / "known.pt"))
+    for name, (data, message) in damaged(tmp_path).items():
+        assert main(["evaluate", "metrics", checkpoint, f"a={data}", "--cpu", "--workers", workers]) == 2, name
+        error = capsys.readouterr().err
+        assert error.startswith("escaip evaluate: error: "), name
+        assert message in error, name
+        assert "Traceback" not in error, name
+
+
+def test_damaged_pages_of_a_set_are_one_message(tmp_path, monkeypatch, capsys):
+    data = write_samples(tmp_path / "set.lmdb", known_set())
+
+    def corrupted(self, row):
+        raise lmdb.CorruptedError("located page was of wrong type")
+
+    monkeypatch.setattr(LmdbDataset, "__getitem__", corrupted)
+    checkpoint = str(known_checkpoint(tmp_path / "known.pt"))
+    assert main(["evaluate", "metrics", checkpoint, f"a={data}", "--cpu"]) == 2
+    assert "structure 0: cannot be read as lmdb (CorruptedError: located page" in capsys.readouterr().err
 
 
 def test_checkpoints_without_a_configuration_say_what_to_give(tmp_path):

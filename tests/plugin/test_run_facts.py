@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def on_gpus(runs: Path, name: str, copy: Path, gpus: int = 2) -> Path:
+def on_gpus(runs: Path, name: str, copy: Path, gpus: int = 2, recorded: int = 2) -> Path:
     """A copy of a run as if it had been done on GPUs; returns the folder of its checkpoints."""
     shutil.copytree(runs / "checkpoints" / name, copy / "checkpoints" / name)
     shutil.copytree(runs / "logs/tensorboard" / name, copy / "logs/tensorboard" / name)
@@ -51,7 +51,7 @@ def on_gpus(runs: Path, name: str, copy: Path, gpus: int = 2) -> Path:
         content = torch.load(path, weights_only=True)
         content["config"]["gpus"] = gpus
         if "escaip_training" in content:
-            content["escaip_training"]["ranks"] *= gpus
+            content["escaip_training"]["ranks"] *= recorded
         torch.save(content, path)
     return copy / "checkpoints" / name
 
@@ -76,6 +76,19 @@ def test_gpu_hours_are_steps_times_seconds_times_gpus(runs, tmp_path):
     seconds = sum(4 * 2 / rate for rate in rates.values())  # both GPUs' batches of four in every step
     assert run.gpu_hours == pytest.approx(seconds * 2 / 3600)
     assert not any("GPU-hours" in line for line in run.unknown)
+
+
+def test_a_save_by_a_signal_does_not_hide_the_other_gpus(runs, tmp_path):
+    """It records the generators of one process, however many there are."""
+    assert read_run(on_gpus(runs, "small", tmp_path, gpus=4, recorded=1)).processes == 4
+
+
+def test_relative_folders_have_names_and_logs(runs, monkeypatch):
+    for here, words in (("checkpoints/small", "."), ("checkpoints", "small"), (".", "checkpoints/small")):
+        monkeypatch.chdir(runs / here)
+        (facts,) = (read_run(folder) for folder in run_folders(Path(words)))
+        assert facts.name == "small"
+        assert facts.logs == [runs.resolve() / "logs/tensorboard/small"]
 
 
 def test_seconds_per_step_weigh_reports_by_their_steps():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Batch
-from trainer_cases import build, config, rattled_slabs, write_lmdb
+from trainer_cases import build, config, finish, rattled_slabs, run_python, write_lmdb
 
-import escaip_fairchem
 from escaip_fairchem.plugin.trainer.predict import PredictionSettings, as_arrays, merge_processes
-
-SOURCE = Path(escaip_fairchem.__file__).parents[1]
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -128,23 +121,6 @@ for name in ("checkpoint", "best_checkpoint"):
     assert type(calculator.trainer) is escaip_fairchem.EScAIPForcesTrainer
 print("RESULT" + json.dumps([results, os.listdir(".")]))
 """
-
-
-def run_python(code: str, *arguments: Any, folder: Path, environment: dict[str, str] | None = None) -> Any:
-    return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, str(HERE), *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process: Any) -> str:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-4000:]
-    return str(output)
 
 
 @pytest.mark.end_to_end

@@ -103,6 +103,22 @@ def test_an_interrupted_run_continues_bit_for_bit(
     assert_same_end(resumed, whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_share_in_several_orientations_continues_bit_for_bit(
+    data: tuple[Path, Path], tmp_path: Path, workers: int
+) -> None:
+    settings = config(*data, optimizer__num_workers=workers, optimizer__checkpoint_every=3)
+    settings["dataset"]["train"] |= {"fraction": 0.5, "rotations": {"copies": 2, "seed": 3}}
+    whole = run(build(settings, tmp_path / "whole"))
+    assert whole.step == 10  # twice 9 of 18 structures, each twice
+    interrupt(build(settings, tmp_path, timestamp_id="run"), at=5)
+    resumed = build(settings, tmp_path, timestamp_id="run")
+    torch.manual_seed(99)
+    run(resumed)
+    assert min(resumed.logger.losses()) == 4
+    assert_same_end(resumed, whole)
+
+
 def test_continuing_from_a_named_checkpoint_is_the_same(data: tuple[Path, Path], tmp_path: Path) -> None:
     settings = config(*data, optimizer__checkpoint_every=4)
     whole = run(build(settings, tmp_path / "whole"))

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 import torch
 from fairchem.core.common.utils import cg_change_mat
 from fairchem.core.datasets.base_dataset import BaseDataset, Subset, create_dataset
 from torch_geometric.data import Data
-from trainer_cases import build, config, rattled_slabs, single_process_group, write_lmdb
+from trainer_cases import build, config, finish, rattled_slabs, run_python, single_process_group, write_lmdb
 
-from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.trainer.training_set import (
     RotatedDataset,
@@ -225,3 +229,106 @@ def test_other_losses_choose_the_best_checkpoint_anew(data, tmp_path):
         second.load_checkpoint(checkpoint)
         assert second.best_val_metric == expected
         assert second.step == first.step
+
+
+def test_labels_that_would_stay_behind_are_refused(data, tmp_path):
+    path = write_lmdb(tmp_path / "train.lmdb", rattled_slabs(8, seed=0))
+    with_labels(path, dipole=torch.zeros(1, 3), charges=torch.zeros(1), total=torch.zeros(1))
+    outputs = {"energy": {"level": "system"}, "forces": {"level": "atom"}}
+    settings = config(path, dataset__train__rotations={"copies": 2})
+    for more, refused in (({}, ""), ({"total": "system"}, ""), ({"dipole": "system"}, "dipole")):
+        trainer = build(settings, tmp_path)
+        trainer.output_targets = {**outputs, **{name: {"level": level} for name, level in more.items()}}
+        if not refused:
+            trainer.train_dataset.check_outputs(trainer.output_targets)
+            continue
+        with pytest.raises(ConfigError, match=r"the output 'dipole' has a direction \(3 components per system\)"):
+            trainer.train(disable_eval_tqdm=True)
+        assert trainer.step == 0
+    made = RotatedDataset(dataset_of(path), Rotations(copies=2))
+    with pytest.raises(ConfigError, match="the output 'quadrupole' has a direction"):
+        made.check_outputs({"quadrupole": {"level": "system", "irrep_dim": 2}})
+
+
+def with_labels(path: Path, **labels: torch.Tensor) -> None:
+    """Add labels to all structures of a set."""
+    with (
+        lmdb.open(str(path), subdir=False, lock=False, map_size=2**26) as database,
+        database.begin(write=True) as change,
+    ):
+        for row in range(pickle.loads(change.get(b"length"))):
+            graph = pickle.loads(change.get(str(row).encode()))
+            for name, value in labels.items():
+                graph[name] = value
+            change.put(str(row).encode(), pickle.dumps(graph, protocol=-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("stress", torch.zeros(1, 6), r"sid 'a': stress has the shape \(1, 6\).*9 components"),
+        ("forces", torch.zeros(12), r"sid 'a': forces has the shape \(12,\).*last dimension must be 3"),
+    ],
+)
+def test_labels_of_another_shape_are_named(name, value, message):
+    odd = sample()
+    odd[name] = value
+    with pytest.raises(DataError, match=message):
+        turned(odd, random_rotation(torch.Generator().manual_seed(1)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shape_that_occurs_later_is_named_without_a_traceback(workers, tmp_path):
+    path = write_lmdb(tmp_path / "train.lmdb", rattled_slabs(4, seed=0))
+    with_labels(path, stress=torch.zeros(1, 6))
+    trainer = build(config(path, dataset__train__rotations={"copies": 2}, optimizer__num_workers=workers), tmp_path)
+    with pytest.raises(DataError) as raised:
+        list(trainer.train_loader)
+    assert str(raised.value).startswith("sid 'cu")
+    assert "Traceback" not in str(raised.value)
+
+
+_TWO_PROCESSES = """
+import json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import escaip_fairchem
+import torch.distributed as dist
+from trainer_cases import build, config
+folder = Path(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=int(os.environ["RANK"]), world_size=2)
+settings = config(folder / "train.lmdb", optimizer__batch_size=2, optimizer__load_balancing="atoms")
+settings["dataset"]["train"] |= {"fraction": 0.5, "rotations": {"copies": 2}}
+trainer = build(settings, folder)
+batches = [batch.sid for batch in trainer.train_loader]
+trainer.train(disable_eval_tqdm=True)
+weights = sum(p.double().sum().item() for p in trainer.model.parameters())
+print("RESULT" + json.dumps({"batches": batches, "weights": weights, "steps": trainer.step}), flush=True)
+dist.barrier()
+"""
+
+
+@pytest.mark.end_to_end
+def test_two_processes_share_out_the_copies_of_a_share_by_atoms(tmp_path):
+    slabs = rattled_slabs(16, seed=0)
+    write_lmdb(tmp_path / "train.lmdb", slabs)
+    sizes = {f"cu{row}": len(atoms) for row, atoms in enumerate(slabs)}
+    np.savez(tmp_path / "metadata.npz", natoms=np.array(list(sizes.values())))
+    environment = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    processes = [
+        run_python(_TWO_PROCESSES, tmp_path, folder=tmp_path, environment={**environment, "RANK": str(rank)})
+        for rank in range(2)
+    ]
+    first, second = (json.loads(finish(process).split("RESULT")[1]) for process in processes)
+    assert first["weights"] == second["weights"]
+    assert first["steps"] == second["steps"] == 8
+    rounds = list(zip(first["batches"], second["batches"], strict=True))
+    assert len(rounds) == 4
+    counts = Counter(name for both in rounds for part in both for name in part)
+    assert list(counts.values()) == [2] * 8
+    for both in rounds:
+        # The largest to the one that has the least so far.
+        expected = [0, 0]
+        for size in sorted((sizes[name] for part in both for name in part), reverse=True):
+            expected[expected.index(min(expected))] += size
+        assert sorted(sum(sizes[name] for name in part) for part in both) == sorted(expected)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import escaip_fairchem  # noqa: F401 # isort: skip -- first: processes that tests start import fairchem by this module
+import escaip_fairchem  # isort: skip -- first: processes that tests start import fairchem by this module
 
 import lmdb
 import numpy as np
@@ -23,6 +25,8 @@ from torch import nn
 
 from escaip_fairchem.plugin.trainer import EScAIPForcesTrainer
 
+SOURCE = Path(escaip_fairchem.__file__).parents[1]
+HERE = Path(__file__).parent
 SIZES = ((1, 2), (2, 2), (1, 3), (2, 3))
 
 
@@ -166,3 +170,22 @@ def single_process_group(folder: Path) -> None:
     if not distutils.initialized():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/group", rank=0, world_size=1)
+
+
+def run_python(code: str, *arguments: Any, folder: Path, environment: dict[str, str] | None = None) -> Any:
+    """Start Python with a program whose first argument is the folder of the tests."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code, str(HERE), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: Any) -> str:
+    """Wait for a program to succeed, and return what it printed."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-4000:]
+    return str(output)

@@ -24,7 +24,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 def add_model_options(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
     """Add what says how the checkpoint is opened and run."""
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration to use instead of the checkpoint's")
-    parser.add_argument("--cpu", action="store_true", help="run on the CPU although there is a GPU")
+    add_device_options(parser)
     parser.add_argument(
         "--batch-size",
         type=int,
@@ -32,6 +32,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, batch_size: int) -> No
         metavar="N",
         help="structures at a time; changes nothing but time and memory (default: %(default)s)",
     )
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Add where the checkpoint runs, and whether it is trusted: what every evaluation has to know."""
+    parser.add_argument("--cpu", action="store_true", help="run on the CPU although there is a GPU")
     parser.add_argument(
         "--trust",
         action="store_true",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from escaip_fairchem.cli.evaluate_options import add_checkpoint, add_device_options
 from escaip_fairchem.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def _add_dynamics(commands: Any) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="file written by training")
+    add_checkpoint(parser)
     parser.add_argument(
         "structures", metavar="STRUCTURES", help="file, folder or pattern: what ASE reads, .jsonl(.gz), .zip of extxyz"
     )
@@ -146,8 +147,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", metavar="NAME", help="name of the structures' format (default: recognise each file)"
     )
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
-    parser.add_argument("--trust", action="store_true", help="load the checkpoint even if it holds Python objects")
+    add_device_options(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace what another run left in OUT")
 
 
@@ -167,9 +167,7 @@ def run_relax(arguments: argparse.Namespace) -> int:
 
         # With moving cells nothing that is remembered of neighbours can be used again.
         skin = 0.0 if options.relax_cell else 1.0
-        return CheckpointPotential(
-            arguments.checkpoint, cpu=arguments.device == "cpu", trusted=arguments.trust, skin=skin
-        )
+        return CheckpointPotential(arguments.checkpoint, cpu=arguments.cpu, trusted=arguments.trust, skin=skin)
 
     summary = relax_files(potential, files, arguments.out, options, run, report=_report)
     folder = arguments.out if run.part is None else run.part.folder(arguments.out)
@@ -226,9 +224,7 @@ def run_dynamics(arguments: argparse.Namespace) -> int:
     def calculator() -> Any:
         from escaip_fairchem.plugin.calculator import OCPCalculator
 
-        return OCPCalculator(
-            checkpoint_path=arguments.checkpoint, cpu=arguments.device == "cpu", trusted=arguments.trust
-        )
+        return OCPCalculator(checkpoint_path=arguments.checkpoint, cpu=arguments.cpu, trusted=arguments.trust)
 
     summary = run_files(
         calculator, files, reference, arguments.out, plan, overwrite=arguments.overwrite, report=_report

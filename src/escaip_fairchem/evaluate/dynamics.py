@@ -16,6 +16,7 @@ from escaip_fairchem.data.claims import Claim, claim, publish
 from escaip_fairchem.data.manifest import Manifest
 from escaip_fairchem.data.writer import save_text
 from escaip_fairchem.errors import ConfigError, DataError
+from escaip_fairchem.evaluate.attempts import free_again
 from escaip_fairchem.evaluate.distances import DistanceHistogram, compare
 from escaip_fairchem.evaluate.dynamics_files import write_distances, write_frames, write_trajectory
 from escaip_fairchem.evaluate.langevin import FRICTION_UNITS, LangevinOptions, Run, run_langevin
@@ -91,11 +92,12 @@ def run_files(
     with claim(out, _manifest(files, reference, plan), outputs=_outputs(plan), overwrite=overwrite) as claimed:
         if claimed.complete:
             return dict(json.loads((out / SUMMARY).read_text(encoding="utf-8")))
-        starts = _starts(files, plan.starts)
-        # Before hours of dynamics: a reference of another molecule would be told only afterwards.
-        expected = None if reference is None else _reference_histogram(reference, starts[0], plan.bin_width)
-        claimed.staged.mkdir(exist_ok=True)
-        calculator = make_calculator()
+        with free_again(claimed):
+            starts = _starts(files, plan.starts)
+            # Before hours of dynamics: a reference of another molecule would be told only afterwards.
+            expected = None if reference is None else _reference_histogram(reference, starts[0], plan.bin_width)
+            claimed.staged.mkdir(exist_ok=True)
+            calculator = make_calculator()
         runs = []
         for row, item in enumerate(starts):
             runs.append(_run(item, row, len(starts), calculator, claimed, plan, report))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
 from escaip_fairchem.evaluate.result_table import Column, ResultTable, Row, Value
+from escaip_fairchem.plugin.evaluation_sets import SPLITS, require_different_names
 from escaip_fairchem.plugin.set_errors import EVERYTHING, ErrorTotals
 
 GroupedErrors = Mapping[str, ErrorTotals]
@@ -71,9 +72,9 @@ PRESETS = {
     "oc20": Preset(
         title="OC20 S2EF, validation",
         columns=_OC_COLUMNS,
-        sets=("id", "ood_ads", "ood_cat", "ood_both"),
+        sets=SPLITS["OC20"],
     ),
-    "oc22": Preset(title="OC22 S2EF-Total", columns=_OC_COLUMNS, sets=("id", "ood"), mean=False),
+    "oc22": Preset(title="OC22 S2EF-Total", columns=_OC_COLUMNS, sets=SPLITS["OC22"], mean=False),
     "spice": Preset(
         title="SPICE by subset", columns=("energy_per_atom_mae", "forces_mae"), group_by="subset", mean=False
     ),
@@ -98,9 +99,7 @@ def check_names(names: Sequence[str], preset: Preset | None) -> None:
     Raises:
         ConfigError: Names what is wrong.
     """
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"data set {twice[0]!r}: named twice; every NAME=SRC needs a name of its own")
+    require_different_names(names)
     if preset is None or not preset.sets:
         return
     unknown = [name for name in names if name not in preset.sets]
@@ -180,7 +179,10 @@ def _rows_of_groups(found: Mapping[str, GroupedErrors]) -> tuple[list[Row], list
     rows = [_row(group, totals) for group, totals in sorted(groups.items())]
     weights = [totals.structures for totals in groups.values()]
     rows.append(_averaged_row("weighted mean", list(groups.values()), weights))
-    return rows, ["weighted mean: the errors of a subset count as often as it has configurations"]
+    return rows, [
+        "weighted mean: the errors of a subset count as often as it has configurations, without a logarithm; published "
+        "means that are called log-weighted are other figures"
+    ]
 
 
 def _averaged_row(label: str, parts: Sequence[ErrorTotals], weights: Sequence[int]) -> Row:

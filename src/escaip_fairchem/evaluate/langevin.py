@@ -18,7 +18,8 @@ from ase.calculators.calculator import BaseCalculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import Stationary
 
-from escaip_fairchem.errors import ConfigError, EScAIPError, nearest
+from escaip_fairchem.errors import ConfigError, nearest
+from escaip_fairchem.evaluate.potentials import REFUSALS, is_of_device, refusal
 from escaip_fairchem.evaluate.stability import StabilityCheck
 
 FRICTION_UNITS = {"1/ps": 1.0 / (1000.0 * units.fs), "1/fs": 1.0 / units.fs, "ase": 1.0}
@@ -157,9 +158,13 @@ def run_langevin(
                 state.frame().tofile(file)
                 file.flush()
                 report(state.step)
-        except (EScAIPError, ValueError, ArithmeticError, NotImplementedError) as error:
-            problem = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return Run(frames=read_frames(path, len(start)), problem=problem, broken_at=state.step if problem else None)
+            broken_at = state.step if problem else None
+        except REFUSALS as error:
+            if is_of_device(error):
+                raise
+            # The step after this one has failed, unless not even the start could be evaluated.
+            problem, broken_at = refusal(error), state.step + 1 if path.stat().st_size else 0
+    return Run(frames=read_frames(path, len(start)), problem=problem, broken_at=broken_at)
 
 
 def _problem(atoms: Atoms, check: StabilityCheck) -> str:

@@ -79,6 +79,25 @@ class CalculatorPotential:
         )
 
 
+REFUSALS = (EScAIPError, ValueError, ArithmeticError, AssertionError, LookupError, RuntimeError)
+"""What calculators raise for a structure that they cannot handle; see also `is_of_device`."""
+_DEVICES = ("cuda", "cudnn", "cublas", "cusparse", "cusolver", "nvrtc", "nccl", "hip error", "out of memory")
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether an error is the device's own, so that no other structure will fare better."""
+    if isinstance(error, EScAIPError) or not isinstance(error, RuntimeError):
+        return False
+    text = f"{type(error).__name__} {error}".lower()
+    return any(name in text for name in _DEVICES)
+
+
+def refusal(error: Exception) -> str:
+    """Why a structure cannot be evaluated, in one line."""
+    text = str(error)
+    return " ".join(f"{type(error).__name__}{': ' if text else ''}{text}".split())[:300]
+
+
 def evaluate_each(potential: Potential, structures: Sequence[Atoms]) -> list[Evaluation | str]:
     """Evaluate structures together; where that fails, in halves, until the ones at fault are alone.
 
@@ -93,10 +112,11 @@ def evaluate_each(potential: Potential, structures: Sequence[Atoms]) -> list[Eva
         return []
     try:
         found = potential.evaluate(structures)
-    # What calculators raise for a structure that they cannot handle; errors of the device itself pass.
-    except (EScAIPError, ValueError, ArithmeticError, NotImplementedError) as error:
+    except REFUSALS as error:
+        if is_of_device(error):
+            raise
         if len(structures) == 1:
-            return [" ".join(f"{type(error).__name__}: {error}".split())[:300]]
+            return [refusal(error)]
         half = len(structures) // 2
         return [*evaluate_each(potential, structures[:half]), *evaluate_each(potential, structures[half:])]
     return [_checked(evaluation) for evaluation in found]

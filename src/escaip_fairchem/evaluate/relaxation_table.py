@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -166,7 +167,7 @@ def read_table(path: Path, renamed: Mapping[str, str]) -> Iterator[Row]:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
                 yield {own[name]: value for name, value in json.loads(line).items()}
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error!r}); make it again with --overwrite") from error
 
 

@@ -8,6 +8,7 @@ same table as one that was never stopped.
 from __future__ import annotations
 
 import json
+import re
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from escaip_fairchem.data.claims import Claim, claim, publish
 from escaip_fairchem.data.manifest import Manifest, Record
 from escaip_fairchem.data.writer import save_npz, save_text
 from escaip_fairchem.errors import ConfigError, DataError
+from escaip_fairchem.evaluate.attempts import free_again
 from escaip_fairchem.evaluate.potentials import Potential
 from escaip_fairchem.evaluate.relaxation_pool import RelaxationOptions, RelaxationPool, Relaxed
 from escaip_fairchem.evaluate.relaxation_table import LINES, TABLE, RowFile, read_table, row_of, write_table
@@ -30,6 +32,7 @@ from escaip_fairchem.evaluate.structure_files import Item, StructureFiles
 COMMAND = "escaip evaluate relax"
 SUMMARY = "summary.json"
 OUTPUTS = (LINES, TABLE, SUMMARY)
+_FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +125,18 @@ def relax_files(
     with claim(folder, manifest, outputs=OUTPUTS, overwrite=run.overwrite) as claimed:
         if claimed.complete:
             return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-        total = files.count()
-        claimed.staged.mkdir(exist_ok=True)
-        rows = RowFile(claimed.staged / "rows.jsonl")
-        if parts:
-            _join(parts, rows)
-            seconds = None
-        else:
-            seconds = _Run(make_potential(), files, claimed, options, run, rows, _share(total, run.part)).go(report)
+        seconds = None
+        with free_again(claimed):
+            claimed.staged.mkdir(exist_ok=True)
+            rows = RowFile(claimed.staged / "rows.jsonl")
+            total = files.count()
+            if parts:
+                _join(parts, rows)
+            else:
+                potential = make_potential()
+                attempt = _Run(potential, files, claimed, options, run, rows, _share(total, run.part))
+        if not parts:
+            seconds = attempt.go(report)
         if len(rows) != _share(total, run.part):
             raise DataError(f"{out}: {len(rows)} rows for {total} structures; start again with --overwrite")
         return _finish(claimed, rows, options, run, seconds)
@@ -159,7 +166,8 @@ def _parts(out: Path, manifest: Manifest) -> list[tuple[Part, Path, Mapping[str,
     Raises:
         DataError: Parts are missing, unfinished, or were made otherwise.
     """
-    found = {path: _part_of(path) for path in sorted(out.glob("part-*-of-*")) if path.is_dir()}
+    folders = {path: _FOLDER.fullmatch(path.name) for path in sorted(out.glob("part-*")) if path.is_dir()}
+    found = {path: Part.parse(f"{name[1]}/{name[2]}") for path, name in folders.items() if name is not None}
     if not found:
         return []
     counts = {part.of for part in found.values()}
@@ -176,11 +184,6 @@ def _parts(out: Path, manifest: Manifest) -> list[tuple[Part, Path, Mapping[str,
             raise DataError(f"{part.folder(out)} was made differently ({'; '.join(differences)})")
         joined.append((part, part.folder(out) / LINES, dict(record.manifest.decides["columns"])))
     return joined
-
-
-def _part_of(path: Path) -> Part:
-    _, number, _, of = path.name.split("-")
-    return Part.parse(f"{number}/{of}")
 
 
 def _join(parts: list[tuple[Part, Path, Mapping[str, str]]], rows: RowFile) -> None:

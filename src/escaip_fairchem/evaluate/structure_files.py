@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ MATERIAL_ID = "material_id"
 """The id that is used, where it is there, if no other is asked for: that of Matbench-Discovery's files."""
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_SHARD = ".aselmdb"
 _LINES = (".jsonl", ".jsonlines", ".ndjson")
 
 
@@ -49,6 +52,9 @@ class Item:
 class StructureFiles:
     """All structures of some files, in the order of the files.
 
+    Of several files, one that cannot be read, or not to its end, counts as one structure that cannot be read. Of a
+    folder with shards of converted data, nothing else is taken.
+
     Args:
         inputs: Files, folders and glob patterns. Besides what ASE reads: JSON lines (``.jsonl``, also compressed) whose
             objects hold a structure as pymatgen writes it, and archives (``.zip``) of extended XYZ files.
@@ -72,18 +78,26 @@ class StructureFiles:
         limit: int | None = None,
     ) -> None:
         self.ids, self.form, self.limit = ids, form, limit
-        self.sources = find_files(inputs, exclude=exclude, form=form)
+        found = find_files(inputs, exclude=exclude, form=form)
+        named = {real_path(Path(given).expanduser()) for given in inputs}
+        shards = {source.path.parent for source in found if source.path.suffix == _SHARD}
+        self.sources = [
+            source for source in found if real_path(source.path) in named or not _is_beside_data(source.path, shards)
+        ]
+        if not self.sources:
+            raise DataError(f"{', '.join(inputs)}: no file with structures; give files, folders or patterns")
 
     def fingerprint(self) -> list[list[Any]]:
         """Path, size and time of change of every file."""
-        states = [(real_path(source.path), source.path.stat()) for source in self.sources]
+        states = [(real_path(source.path), _state(source.path)) for source in self.sources]
         return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
     def count(self) -> int:
         """Read all ids.
 
         Raises:
-            DataError: There is no structure, one has no id, two have the same, or a file cannot be read to its end.
+            DataError: There is no structure, one has no id, two have the same, or the only file cannot be read to its
+                end.
         """
         places: dict[str, str] = {}
         for item in self:
@@ -100,7 +114,7 @@ class StructureFiles:
     def __iter__(self) -> Iterator[Item]:
         number = 0
         for source in self.sources:
-            for index, atoms in enumerate(self._read(source)):
+            for index, atoms in enumerate(self._read_whole(source)):
                 if self.limit is not None and number >= self.limit:
                     return
                 yield self._item(number, source, index, atoms)
@@ -120,6 +134,14 @@ class StructureFiles:
             return place
         raise DataError(f"{place}: no entry {self.ids!r} to identify it{nearest(self.ids, map(str, atoms.info))}")
 
+    def _read_whole(self, source: Source) -> Iterator[Atoms | Unreadable]:
+        try:
+            yield from self._read(source)
+        except DataError as error:
+            if len(self.sources) == 1:  # a download that broke off, say; its rows would pass for the whole list
+                raise
+            yield Unreadable(describe(error), rest=True)
+
     def _read(self, source: Source) -> Iterator[Atoms | Unreadable]:
         suffixes = [suffix for suffix in source.path.suffixes if suffix not in _OPENERS]
         if self.form is None and suffixes and suffixes[-1] in _LINES:
@@ -137,12 +159,23 @@ class StructureFiles:
                 yield atoms
 
 
+def _state(path: Path) -> os.stat_result:
+    return path.stat() if path.exists() else path.lstat()  # a link to nothing is one of the files that cannot be read
+
+
+def _is_beside_data(path: Path, shards: set[Path]) -> bool:
+    """Whether a file found in a folder holds no structures: sizes for load balancing, locks, reports."""
+    if path.suffix == _SHARD:
+        return False
+    return path.parent in shards or path.name == "metadata.npz" or path.name.endswith((".lock", "-lock"))
+
+
 def _read_lines(source: Source) -> Iterator[Atoms | Unreadable]:
     opener: Any = _OPENERS.get(source.path.suffix, open)
     try:
         with opener(source.path, "rt", encoding="utf-8") as file:
             yield from (_line_to_atoms(line) for line in file if line.strip())
-    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{source.path}: cannot be read (on): {describe(error)}") from error
 
 

@@ -17,11 +17,18 @@ from escaip_fairchem.errors import ConfigError, DataError, nearest
 from escaip_fairchem.plugin.backbone import EScAIPBackbone
 from escaip_fairchem.plugin.inference import Inference
 from escaip_fairchem.plugin.samples import text_of_id
-from escaip_fairchem.plugin.trainer.loaders import Collater, build_loader
+from escaip_fairchem.plugin.trainer.loaders import Collater, build_loader, rows_or_fault
 
 FORMATS = ("lmdb", "oc22_lmdb", "ase_db")
+SPLITS = {"OC20": ("id", "ood_ads", "ood_cat", "ood_both"), "OC22": ("id", "ood")}
+"""Sets to evaluate on, by benchmark: those of validation, and likewise those of the leaderboards."""
 CLASSIC_NAMES = {"y": "energy", "force": "forces"}
 """Names of labels in OC20's and OC22's files, and what they are called here."""
+GROUP = "group_of_evaluation"
+"""Under which a structure holds its group: under the key's own name the model might read it, as ``natoms``."""
+_CONVERTED = ("pos", "cell", "pbc", "natoms", "atomic_numbers", "tags", "fixed", "sid", "fid")
+"""What fairchem makes of every structure of an ASE database, whether its data hold an entry of that name or not."""
+_NEEDED = ("pos", "natoms", "atomic_numbers")
 _SELECTING = (
     *("src", "metadata_path", "first_n", "sample_n", "no_shuffle", "subset_to", "max_atoms", "splits", "seed"),
     *("fraction", "rotations", "shard", "total_shards", "data2train", "use_train_settings", "keep_in_memory"),
@@ -44,6 +51,17 @@ class SetSource:
 
     def __str__(self) -> str:
         return f"{self.name}={self.src}"
+
+
+def require_different_names(names: Sequence[str]) -> None:
+    """Refuse names of data sets that occur twice.
+
+    Raises:
+        ConfigError: Names one.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"data set {twice[0]!r}: named twice; every NAME=SRC needs a name of its own")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,16 +114,23 @@ class EvaluationSet(Dataset[Any]):
         key = self.reading.group_by
         try:
             sample = self.dataset[row]
-        except (PropertyNotImplementedError, RuntimeError, KeyError, AssertionError, TypeError) as error:
+            absent = [name for name in _NEEDED if sample.get(name) is None]
+        except Exception as error:  # pickles of others raise anything; the message says what
             raise self._fault(row, error) from error
+        if absent:
+            raise DataError(f"{self._place(row, sample)}: has no {absent[0]!r}; remove it from the set")
         missing = [label for label in self.reading.labels if sample.get(label) is None]
         if missing:
             raise DataError(f"{self._place(row, sample)}: has no label {missing[0]!r}; {self._how_to_label(missing)}")
         if key is not None:
             if sample.get(key) is None:
                 raise DataError(f"{self._place(row, sample)}: {_without_group(key, sample.keys())}")
-            sample[key] = text_of_id(sample[key])
+            sample[GROUP] = text_of_id(sample[key])
         return sample
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """Read the structures of a batch, or hand over what is wrong with one; see `rows_or_fault`."""
+        return rows_or_fault(self, rows)
 
     def _place(self, row: int, sample: Any = None) -> str:
         sid = None if sample is None else sample.get("sid")
@@ -211,7 +236,7 @@ def dataset_settings(configured: Mapping[str, Any], form: str, reading: Reading)
         settings.pop("key_mapping", None)
     arguments = dict(settings.get("a2g_args") or {})
     arguments.update({f"r_{label}": label in reading.labels for label in ("energy", "forces", "stress")})
-    if reading.group_by is not None:
+    if reading.group_by is not None and reading.group_by not in _CONVERTED:
         arguments["r_data_keys"] = sorted({*(arguments.get("r_data_keys") or ()), reading.group_by})
     settings["a2g_args"] = arguments
     return settings

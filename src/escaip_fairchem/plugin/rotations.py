@@ -16,12 +16,10 @@ from escaip_fairchem.plugin.prepared import seal
 from escaip_fairchem.plugin.trainer.loaders import Collater
 from escaip_fairchem.plugin.trainer.training_set import turned
 
-FloatArray = NDArray[np.float64]
-
 
 def predict_rotated(
     inference: Inference, atoms: Atoms, rotations_R33: Tensor, *, batch_size: int
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Predict energies and forces of a structure turned around.
 
     Args:
@@ -39,8 +37,8 @@ def predict_rotated(
     sample = AtomsToGraphs(r_energy=False, r_forces=False, r_distances=False, r_pbc=True, r_edges=False).convert(atoms)
     sample.sid = str(atoms.info.get("sid", atoms.get_chemical_formula()))
     collate = Collater(stored_edges=False)
-    energies: list[FloatArray] = []
-    forces: list[FloatArray] = []
+    energies: list[NDArray[np.float64]] = []
+    forces: list[NDArray[np.float64]] = []
     for part in _parts(rotations_R33, batch_size):
         batch = seal(collate([turned(sample, rotation_33) for rotation_33 in part]))
         found = inference.trainer.predict(batch, per_image=False, disable_tqdm=True)

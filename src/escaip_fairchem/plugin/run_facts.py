@@ -22,7 +22,7 @@ class RunFacts:
 
     Attributes:
         name: Name of the run.
-        folder: Folder of its checkpoints.
+        folder: Folder of its checkpoints, an absolute path.
         family: Kind of its model, e.g. ``EScAIP`` or ``EScAIP (conservative)``.
         parameters: Of the model.
         structures: Structures trained on, each counted once.
@@ -82,6 +82,7 @@ def read_run(folder: Path, *, trusted: bool = False) -> RunFacts:
         CheckpointError: A checkpoint cannot be read.
         RunFolderError: None holds the configuration.
     """
+    folder = folder.resolve()  # the logs lie beside its parent, which "." does not name
     files = [folder / name for name in (BEST, LATEST) if (folder / name).is_file()]
     contents = {file.name: read_checkpoint(file, trusted=trusted, how_to_trust="add --trust") for file in files}
     config = next((entry["config"] for entry in contents.values() if isinstance(entry.get("config"), Mapping)), None)
@@ -90,7 +91,8 @@ def read_run(folder: Path, *, trusted: bool = False) -> RunFacts:
     latest = contents.get(LATEST, {})
     recorded = latest.get(RESUME_KEY) or {}
     gpus = int(config.get("gpus") or 0)
-    processes = len(recorded["ranks"]) if recorded.get("ranks") else gpus or None
+    # A save by a signal records the process that got it alone; fairchem's count of GPUs is right in any case.
+    processes = gpus or len(recorded.get("ranks") or ()) or None
     metrics = contents.get(BEST, {}).get("val_metrics") or {}
     return RunFacts(
         name=folder.name,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from escaip_fairchem.errors import DataError
-from escaip_fairchem.plugin.evaluation_sets import EvaluationSet, load_set
+from escaip_fairchem.plugin.evaluation_sets import GROUP, EvaluationSet, load_set
 from escaip_fairchem.plugin.inference import Inference
 from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.samples import SampleNames
@@ -74,6 +74,7 @@ def measurable(inference: Inference) -> list[str]:
     return [name for name in METRICS if name in inference.outputs]
 
 
+@torch.no_grad()
 def measure(inference: Inference, dataset: EvaluationSet) -> dict[str, ErrorTotals]:
     """Compute the errors of a model on a whole data set, as ``fairchem --mode validate`` does.
 
@@ -94,12 +95,12 @@ def measure(inference: Inference, dataset: EvaluationSet) -> dict[str, ErrorTota
     if {"energy", "forces"} <= targets.keys():
         functions["misc"] = [OF_BOTH]
     evaluator = CheckedEvaluator(trainer.name, functions, targets)
-    key = dataset.reading.group_by
+    is_divided = dataset.reading.group_by is not None
     groups: dict[str, ErrorTotals] = {}
     trainer._before_evaluation()
     for batch in trainer._shown(load_set(dataset, inference), False):
         names = SampleNames.of(batch)
-        of_structures = [EVERYTHING] * names.count if key is None else [str(value) for value in batch[key]]
+        of_structures = list(batch[GROUP]) if is_divided else [EVERYTHING] * names.count
         batch = to_device(batch, trainer.device)
         predictions = trainer._predict_batch(batch, names)
         predicted, labelled = compared(predictions, batch, targets)

@@ -16,11 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
-from escaip_fairchem.plugin.evaluation_sets import EvaluationSet, Reading, SetSource, load_set, open_set
+from escaip_fairchem.plugin.evaluation_sets import (
+    SPLITS,
+    EvaluationSet,
+    Reading,
+    SetSource,
+    load_set,
+    open_set,
+    require_different_names,
+)
 from escaip_fairchem.plugin.inference import Inference
 from escaip_fairchem.plugin.trainer.predict import as_arrays, write_arrays
 
-SPLITS = {"OC20": ("id", "ood_ads", "ood_cat", "ood_both"), "OC22": ("id", "ood")}
 KEYS = ("ids", "energy", "forces", "chunk_idx")
 
 
@@ -30,13 +37,12 @@ def check_splits(names: Sequence[str]) -> None:
     Raises:
         ConfigError: Names the set that is too much or missing.
     """
+    require_different_names(names)
     benchmark = "OC22" if "ood" in names else "OC20"
     wanted = SPLITS[benchmark]
     for name in names:
         if name not in wanted:
             raise ConfigError(f"data set {name!r}: {benchmark} has no such test set{nearest(name, wanted)}")
-        if names.count(name) > 1:
-            raise ConfigError(f"data set {name!r}: named twice")
     missing = [name for name in wanted if name not in names]
     if missing:
         raise ConfigError(

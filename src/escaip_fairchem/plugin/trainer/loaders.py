@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from fairchem.core.datasets import data_list_collater
 from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
-from escaip_fairchem.errors import DataError
+from escaip_fairchem.errors import DataError, EScAIPError
 from escaip_fairchem.plugin.prepared import NeighborSearch, prepare, seal
 
 
@@ -35,6 +36,38 @@ class RecordingBatchSampler(BatchSampler):
         return len(self.inner)
 
 
+@dataclass(frozen=True)
+class Fault:
+    """Stands in for a batch that cannot be made.
+
+    Out of a worker, torch raises errors with the text of their traceback as the message. As values they come whole.
+
+    Attributes:
+        error: Why not; raised where the batch was asked for.
+    """
+
+    error: EScAIPError
+
+
+def rows_or_fault(dataset: Any, rows: Sequence[int]) -> list[Any]:
+    """Read some rows for a loader, which asks data sets for them by ``__getitems__``.
+
+    Returns:
+        The samples, or a `Fault` alone.
+    """
+    try:
+        return [dataset[row] for row in rows]
+    except EScAIPError as error:
+        return [Fault(error)]
+
+
+def _opened(batch: Any) -> Any:
+    """Raise what went wrong in a worker, or vouch for what it prepared."""
+    if isinstance(batch, Fault):
+        raise batch.error
+    return seal(batch)
+
+
 class ForkSafeLoader(DataLoader[Any]):
     """A loader whose forked workers leave alone what they inherited, and whose batches vouch for what they bring.
 
@@ -46,7 +79,7 @@ class ForkSafeLoader(DataLoader[Any]):
     def __iter__(self) -> Any:
         gc.freeze()
         try:
-            return map(seal, super().__iter__())
+            return map(_opened, super().__iter__())
         finally:
             gc.unfreeze()
 
@@ -94,20 +127,50 @@ class Collater:
     def __call__(self, samples: Sequence[Any]) -> Any:
         """Join samples into a batch.
 
+        Returns:
+            The batch; in a worker also a `Fault`.
+
         Raises:
-            DataError: A sample's ``natoms`` contradicts its positions; said here, where no device has to be waited for.
+            DataError: A sample's ``natoms`` contradicts its positions (said here, where no device has to be waited
+                for), or it lacks what others have.
         """
+        try:
+            return self._joined(samples)
+        except EScAIPError as error:
+            if get_worker_info() is None:
+                raise
+            return Fault(error)
+
+    def _joined(self, samples: Sequence[Any]) -> Any:
         for sample in samples:
+            if isinstance(sample, Fault):
+                raise sample.error
             if int(sample.natoms) != sample.pos.shape[0]:
                 name = sample.get("sid")
                 raise DataError(
                     f"sid {name!r}: natoms is {int(sample.natoms)}, but there are {sample.pos.shape[0]} positions"
                 )
         with_edges = self.stored_edges and all(sample.get("edge_index") is not None for sample in samples)
-        batch = data_list_collater(samples, otf_graph=not with_edges)
+        try:
+            batch = data_list_collater(samples, otf_graph=not with_edges)
+        except (KeyError, AttributeError) as error:
+            raise _uneven(samples, error) from error
         if self.search is not None:
             prepare(batch, self.search)
         return batch
+
+
+def _uneven(samples: Sequence[Any], error: Exception) -> DataError:
+    """Say which sample lacks what the first one has, which is why they cannot be joined."""
+    first = samples[0]
+    for sample in samples:
+        absent = sorted(set(first.keys()) - set(sample.keys()))
+        if absent:
+            return DataError(
+                f"sid {sample.get('sid')!r}: has no {absent[0]!r}, but sid {first.get('sid')!r} beside it does; "
+                "either all structures of a data set hold an entry, or none"
+            )
+    return DataError(f"the structures from sid {first.get('sid')!r} on cannot be joined into a batch: {error!r}")
 
 
 def build_loader(

@@ -16,6 +16,7 @@ from escaip_fairchem.plugin.trainer.evaluation import TrainerEvaluation
 from escaip_fairchem.plugin.trainer.finite import require_usable_scale
 from escaip_fairchem.plugin.trainer.trained_heads import check_heads_are_trained
 from escaip_fairchem.plugin.trainer.training import TrainingLoop
+from escaip_fairchem.plugin.trainer.training_set import RotatedDataset
 
 
 @registry.register_trainer("escaip_forces")
@@ -45,7 +46,9 @@ class EScAIPForcesTrainer(TrainerEvaluation):
             disable_eval_tqdm: Whether to hide the progress of validations.
 
         Raises:
-            ConfigError: A conservative model's targets are normalised by different scales, or some head has no loss.
+            ConfigError: A conservative model's targets are normalised by different scales, some head has no loss, or
+                labels cannot be turned around with the structures.
+            DataError: A label has another shape than rotations need.
             NonFiniteError: A loss, prediction, label or gradient is not finite.
             CheckpointError: The loaded checkpoint's optimizer state does not fit, or a checkpoint cannot be written.
         """
@@ -53,6 +56,8 @@ class EScAIPForcesTrainer(TrainerEvaluation):
         ensure_fitted(self._unwrapped_model, warn=True)
         self.finish_normalizers()
         check_common_scale(self._unwrapped_model, self.normalizers)
+        if isinstance(self.train_dataset, RotatedDataset):
+            self.train_dataset.check_outputs(self.output_targets)
         trained = {term.target for term in self.objective.terms}
         check_heads_are_trained(self._unwrapped_model, trained, self.output_targets)
         if self.ema is not None and not self.ema_decay:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,8 +12,9 @@ from fairchem.core.datasets.base_dataset import BaseDataset, Subset
 from fairchem.core.modules.transforms import decompose_tensor
 from torch import Tensor
 
-from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.nn.config import parse_config
+from escaip_fairchem.plugin.trainer.loaders import rows_or_fault
 
 VECTORS = ("pos", "forces", "force", "pos_relaxed", "cell", "cell_relaxed")
 """Entries of a sample whose rows are vectors."""
@@ -105,6 +106,33 @@ def limited(dataset: Subset, settings: Mapping[str, Any]) -> Subset:
     return Subset(dataset.dataset, dataset.indices[:limit], metadata=dataset.metadata)
 
 
+def check_directions(sample: Any, outputs: Mapping[str, Mapping[str, Any]], config: Mapping[str, Any]) -> None:
+    """Refuse to turn structures around under labels that would stay as they are, or that have another layout.
+
+    Args:
+        sample: A structure of the data set.
+        outputs: Settings of what the model predicts, by name.
+        config: Keys of the data set.
+
+    Raises:
+        ConfigError: An output has a direction that is not known here.
+        DataError: A label has another shape than that of a vector per atom, or of a tensor.
+    """
+    decomposition = (config.get("transforms") or {}).get("decompose_tensor") or {}
+    known = {*VECTORS, *TENSORS, *(decomposition.get("decomposition") or {})}
+    for name, settings in outputs.items():
+        label = sample.get(name)
+        rows = int(sample.natoms) if settings.get("level") == "atom" else 1
+        components = label.numel() // rows if isinstance(label, Tensor) else 1
+        if name not in known and (components > 1 or int(settings.get("irrep_dim") or 0) > 0):
+            raise ConfigError(
+                f"dataset.train.rotations: the output {name!r} has a direction ({components} components per "
+                f"{settings.get('level')}), but only {', '.join((*VECTORS, *TENSORS))} are turned around with the "
+                "structures; leave out the rotations, or that output"
+            )
+    turned(sample, torch.eye(3, dtype=torch.float64))
+
+
 class RotatedDataset(BaseDataset[Any]):
     """Every structure several times, each time in another orientation that is always the same.
 
@@ -128,6 +156,14 @@ class RotatedDataset(BaseDataset[Any]):
         """Entries of the data set's metadata, as fairchem's samplers ask for them."""
         rows = [int(row) // self.rotations.copies for row in idx] if isinstance(idx, list) else idx
         return self.dataset.get_metadata(attr, rows if isinstance(idx, list) else int(idx) // self.rotations.copies)
+
+    def check_outputs(self, outputs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Look at the first structure; see `check_directions`."""
+        check_directions(self.dataset[0], outputs, self.dataset.config)
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """Read the structures of a batch, or hand over what is wrong with one; see `rows_or_fault`."""
+        return rows_or_fault(self, rows)
 
     def __getitem__(self, row: int) -> Any:
         sample = self.dataset[row // self.rotations.copies]
@@ -153,15 +189,28 @@ def turned(sample: Any, rotation_33: Tensor) -> Any:
     Args:
         sample: With ``pos``, ``cell`` and labels; each entry keeps its dtype and shape.
         rotation_33: Acts on columns.
+
+    Raises:
+        DataError: An entry has another shape than that of vectors, or of one tensor.
     """
     sample = sample.clone()
     for name in VECTORS:
         value = sample.get(name)
         if isinstance(value, Tensor):
+            _require(value.shape[-1:] == (3,), sample, name, "its last dimension must be 3")
             sample[name] = (value.double() @ rotation_33.T).to(value.dtype)
     for name in TENSORS:
         value = sample.get(name)
         if isinstance(value, Tensor):
+            _require(value.numel() == 9, sample, name, "it must hold 9 components, xx, xy, xz, yx, …, zz")
             tensor_33 = rotation_33 @ value.double().reshape(3, 3) @ rotation_33.T
             sample[name] = tensor_33.reshape(value.shape).to(value.dtype)
     return sample
+
+
+def _require(fits: bool, sample: Any, name: str, rule: str) -> None:
+    if not fits:
+        raise DataError(
+            f"sid {sample.get('sid')!r}: {name} has the shape {tuple(sample[name].shape)}, which cannot be turned "
+            f"(dataset.train.rotations): {rule}; convert the data, or leave out the rotations"
+        )
