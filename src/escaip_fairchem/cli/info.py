@@ -68,7 +68,8 @@ def _print_table(paths: Sequence[Path]) -> int:
     """One line per configuration; files that others are made of are named at the end."""
     from escaip_fairchem.plugin.info import inspect_config, is_complete
 
-    complete = [path for path in paths if is_complete(path)]
+    # By their names, too: what lacks nothing but a size looks complete.
+    complete = [path for path in paths if not path.name.startswith("base") and is_complete(path)]
     rows = [HEADINGS] + [_row(path, inspect_config(path)) for path in complete]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
