@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import ase.io
@@ -21,12 +23,14 @@ from escaip_fairchem.bench.accuracy import (
     curves_table,
     measure_accuracy,
 )
-from escaip_fairchem.bench.accuracy_models import MODELS
+from escaip_fairchem.bench.accuracy_kept import KeptTrainings
+from escaip_fairchem.bench.accuracy_models import MODELS, small_model
 from escaip_fairchem.bench.accuracy_plot import plot_accuracy
 from escaip_fairchem.bench.accuracy_sets import LabelledSet, in_a_box, read_set
 from escaip_fairchem.bench.cases import AccuracyCase, Outcome
 from escaip_fairchem.bench.models import NotAvailableError
-from escaip_fairchem.bench.options import Options
+from escaip_fairchem.bench.options import Options, Session
+from escaip_fairchem.bench.timing import Deadline
 from escaip_fairchem.cli.main import main
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.budget_trainer import Budget, rate_factor
@@ -128,31 +132,127 @@ def test_the_figure_is_written(tmp_path: Path):
     assert first == plot_accuracy(members, tmp_path / "b.png").read_bytes()
 
 
-class Collecting:
-    def __init__(self) -> None:
-        self.cases: list[Any] = []
-
-    def run(self, cases: list[Any]) -> list[Outcome]:
-        self.cases = cases
-        return [Outcome(case=case, status="dropped", reason="not now") for case in cases]
-
-
-class FakeSession:
-    def __init__(self, **options: Any) -> None:
-        self.options = Options(**options)
-        self.runner = Collecting()
-
-    def save(self, table: Any, name: str) -> Any:
-        return table
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """A session whose trainings end at once; ``measured`` lists their cases."""
+    monkeypatch.setattr("escaip_fairchem.bench.runner.Worker", Ending)
+    monkeypatch.setattr(Ending, "measured", [])
+    return Session(Options(quick=True, out=tmp_path / "out"), show=lambda line: None)
 
 
-def test_short_budgets_come_first_and_models_in_turn():
-    session = FakeSession()
+class Ending(InProcessWorker):
+    """Says at once what comes out; PaiNN fails."""
+
+    measured: list[AccuracyCase]
+
+    def ask(self, case: AccuracyCase, deadline: Deadline) -> Outcome:  # type: ignore[override]
+        self.measured.append(case)
+        if case.model == "painn":
+            return Outcome(case=case, status="failed", reason="because")
+        return replace(outcome(case.model, case.draw, 0.01, case.budget), case=case)
+
+
+def test_short_budgets_come_first_and_models_in_turn(session: Session):
     compare_accuracies(session, Comparison.of(sets=["lips", "acac"], budgets=[5.0, 20.0], draws=[0, 1]))
-    cases = session.runner.cases
+    cases = Ending.measured
     assert len(cases) == 2 * 2 * 2 * len(MODELS)
     assert [case.budget for case in cases] == sorted(case.budget for case in cases)
     assert [case.model for case in cases[: len(MODELS)]] == list(MODELS)
+
+
+def test_a_comparison_goes_on_where_it_ended(session: Session, tmp_path: Path):
+    first = Comparison.of(models=["escaip", "painn"], sets=["acac"], budgets=[5.0], draws=[0])
+    compare_accuracies(session, first)
+    compare_accuracies(
+        session, Comparison.of(models=["escaip", "painn", "schnet"], sets=["acac"], budgets=[5.0], draws=[0])
+    )
+    assert [case.model for case in Ending.measured] == ["escaip", "painn", "painn", "schnet"]
+    assert len((tmp_path / "out" / "trainings.jsonl").read_text().splitlines()) == 2
+    (table,) = compare_accuracies(session, first)
+    assert [row["model"] for row in table.rows] == ["escaip", "schnet", "painn"]
+
+
+def test_the_folder_of_the_files_is_not_written_down(session: Session, tmp_path: Path):
+    session.options = replace(session.options, frames=tmp_path / "elsewhere")
+    compare_accuracies(session, Comparison.of(models=["escaip"], sets=["acac"], budgets=[5.0], draws=[0]))
+    assert "elsewhere" not in (tmp_path / "out" / "trainings.jsonl").read_text()
+
+
+def test_trainings_under_other_conditions_are_not_mixed(session: Session):
+    comparison = Comparison.of(models=["escaip"], sets=["acac"], budgets=[5.0], draws=[0])
+    compare_accuracies(session, comparison)
+    with pytest.raises(ConfigError, match=r"trainings.jsonl: holds trainings that cannot .* \(jobs: 1, now 2\)"):
+        compare_accuracies(session, comparison, jobs=2)
+
+
+def test_a_line_that_is_no_training_is_named(tmp_path: Path):
+    (tmp_path / "trainings.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"trainings.jsonl, line 1: is no training"):
+        KeptTrainings(tmp_path / "trainings.jsonl", {})
+
+
+def test_several_trainings_at_a_time_share_the_cores(session: Session, monkeypatch: pytest.MonkeyPatch):
+    """Each waits for the other, so one after the other would never end."""
+    meeting, threads = Barrier(2), []
+
+    class Meeting(Ending):
+        def __init__(self, threads_of_one: int | None = None) -> None:
+            threads.append(threads_of_one)
+
+        def ask(self, case: AccuracyCase, deadline: Deadline) -> Outcome:  # type: ignore[override]
+            meeting.wait(timeout=30)
+            return super().ask(case, deadline)
+
+    monkeypatch.setattr("escaip_fairchem.bench.runner.Worker", Meeting)
+    monkeypatch.setattr("escaip_fairchem.bench.runner.available_cores", lambda: 6)
+    comparison = Comparison.of(models=["escaip", "schnet"], sets=["acac"], budgets=[5.0], draws=[0, 1])
+    (table,) = compare_accuracies(session, comparison, jobs=2)
+    assert len(Ending.measured) == 4
+    assert threads == [3] * 4
+    assert [row["remark"] for row in table.rows] == ["", ""]
+
+
+def test_an_error_ends_all_trainings(session: Session, monkeypatch: pytest.MonkeyPatch):
+    """One fails for a reason that is none of a training's; the other would go on for a minute."""
+    told = Event()
+
+    class Failing(Ending):
+        def ask(self, case: AccuracyCase, deadline: Deadline) -> Outcome:  # type: ignore[override]
+            if case.model == "schnet":
+                raise KeyboardInterrupt
+            assert told.wait(timeout=60)
+            return super().ask(case, deadline)
+
+        def kill(self) -> None:
+            told.set()
+
+    monkeypatch.setattr("escaip_fairchem.bench.runner.Worker", Failing)
+    comparison = Comparison.of(models=["schnet", "escaip"], sets=["acac"], budgets=[5.0], draws=[0, 1])
+    with pytest.raises(KeyboardInterrupt):
+        compare_accuracies(session, comparison, jobs=2)
+    assert told.is_set()
+
+
+def test_models_can_be_changed_by_their_names():
+    model = small_model("escaip:rate=3e-3:batch=4:hidden_size=128")
+    assert (model.training.rate, model.training.batch) == (0.003, 4)
+    assert model.section["backbone"]["hidden_size"] == 128
+    assert MODELS["escaip"].section["backbone"]["hidden_size"] != 128
+    assert small_model("schnet:num_filters=32").section["num_filters"] == 32
+    assert small_model("painn") == MODELS["painn"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("escaip:rate", r"change 'rate' must read key=value"),
+        ("escaip:rate=", r"change 'rate=' must read key=value"),
+        ("escaip:batch=few", r"batch must be a number, got 'few'"),
+    ],
+)
+def test_changes_that_make_no_sense_are_refused(name: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        small_model(name)
 
 
 @pytest.mark.parametrize(

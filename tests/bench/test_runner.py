@@ -62,7 +62,7 @@ def test_on_a_gpu_one_process_goes_on_until_an_error_spoils_it(monkeypatch: pyte
     made: list[object] = []
 
     class Stub(InProcessWorker):
-        def __init__(self) -> None:
+        def __init__(self, threads: int | None = None) -> None:
             made.append(self)
 
         def ask(self, case: PassCase, deadline: Deadline) -> Outcome:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from typing import Any
 import ase.io
 import yaml
 
-from escaip_fairchem.bench.accuracy_models import MODELS
+from escaip_fairchem.bench.accuracy_kept import KeptTrainings
+from escaip_fairchem.bench.accuracy_models import MODELS, SmallTraining, small_model
 from escaip_fairchem.bench.accuracy_sets import SETS, read_set
 from escaip_fairchem.bench.cases import AccuracyCase, Outcome
 from escaip_fairchem.bench.models import import_baselines
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.passes import warm_libraries
+from escaip_fairchem.bench.side_by_side import run_side_by_side
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.errors import ConfigError, nearest
 
@@ -32,8 +34,8 @@ MOMENTS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0)
 BUDGETS, QUICK_BUDGETS = (60.0, 240.0), (1.0,)
 DRAWS, QUICK_DRAWS = (0, 1), (0,)
 QUICK_SETS = ("acac",)
-BATCH, LARGEST_BATCH = 8, 32
-ENERGY_WEIGHT, FORCES_WEIGHT = 1.0, 10.0
+LARGEST_BATCH = 32
+"""Of evaluations."""
 
 
 def measure_accuracy(case: AccuracyCase) -> Outcome:
@@ -71,9 +73,12 @@ def measure_accuracy(case: AccuracyCase) -> Outcome:
 
 
 def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of the trainer; the same for all models but for the model and its rate."""
-    model = MODELS[case.model]
+    """Keyword arguments of the trainer."""
+    model = small_model(case.model)
+    training = model.training
     dataset["train"]["transforms"]["normalizer"].pop("stress", None)
+    if training.rotations > 1:
+        dataset["train"]["rotations"] = {"copies": training.rotations, "seed": case.draw}
     dataset["train"].setdefault("a2g_args", {})["r_stress"] = False
     return {
         "task": {},
@@ -84,21 +89,21 @@ def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict
         },
         "dataset": dataset,
         "optimizer": {
-            "batch_size": BATCH,
+            "batch_size": training.batch,
             "eval_batch_size": LARGEST_BATCH,
             "num_workers": 0,
             "max_epochs": 10**6,
-            "lr_initial": model.rate,
+            "lr_initial": training.rate,
             "optimizer": "AdamW",
-            "optimizer_params": {"weight_decay": 1e-3},
-            "clip_grad_norm": 10,
-            "ema_decay": 0.99,
+            "optimizer_params": {"weight_decay": training.weight_decay},
+            "clip_grad_norm": training.clip,
+            "ema_decay": training.ema,
             "checkpoint_every": 10**9,
             "eval_every": 10**9,
         },
         "loss_functions": [
-            {"energy": {"fn": "per_atom_mae", "coefficient": ENERGY_WEIGHT}},
-            {"forces": {"fn": "l2mae", "coefficient": FORCES_WEIGHT}},
+            {"energy": {"fn": "per_atom_mae", "coefficient": training.energy}},
+            {"forces": {"fn": "l2mae", "coefficient": training.forces}},
         ],
         "evaluation_metrics": {
             "metrics": {"energy": ["mae", "per_atom_mae"], "forces": ["mae", "cosine_similarity"]},
@@ -120,7 +125,7 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        models: Keys of :data:`MODELS`.
+        models: As :func:`small_model` reads them.
         sets: Keys of :data:`SETS`.
         budgets: Seconds of training.
         draws: Seeds.
@@ -146,13 +151,11 @@ class Comparison:
         Raises:
             ConfigError: A set or a model is unknown.
         """
-        known: Mapping[str, Mapping[str, Any]] = {"model": MODELS, "set": SETS}
-        for what, names in (("model", models), ("set", sets)):
-            for name in names or ():
-                if name not in known[what]:
-                    raise ConfigError(
-                        f"{what} {name!r} is unknown{nearest(name, known[what])}; known are {', '.join(known[what])}"
-                    )
+        for name in models or ():
+            small_model(name)
+        for name in sets or ():
+            if name not in SETS:
+                raise ConfigError(f"set {name!r} is unknown{nearest(name, SETS)}; known are {', '.join(SETS)}")
         return cls(
             models=models or list(MODELS),
             sets=sets or list(QUICK_SETS if quick else SETS),
@@ -170,16 +173,33 @@ class Comparison:
                         yield AccuracyCase(**common, model=model, data=data, draw=draw)
 
 
-def compare_accuracies(session: Session, comparison: Comparison) -> list[Table]:
-    """Train everything; write ``accuracy.csv``, ``accuracy_curves.csv`` and ``accuracy.png``."""
-    outcomes = session.runner.run(list(comparison.cases(session)))
-    table = session.save(accuracy_table(outcomes), "accuracy")
-    session.save(curves_table(outcomes), "accuracy_curves")
+def compare_accuracies(session: Session, comparison: Comparison, *, jobs: int = 1) -> list[Table]:
+    """Train everything; write ``accuracy.csv``, ``accuracy_curves.csv`` and ``accuracy.png``.
+
+    With a folder for results, every training is kept there as soon as it ends. Another call with that folder takes what
+    it finds, and its tables show all that is there.
+
+    Args:
+        session: The command's run.
+        comparison: What to train.
+        jobs: Trainings at a time, each with its share of the cores.
+
+    Raises:
+        ConfigError: The folder holds trainings of another machine, or of as many at a time as is not asked for now.
+    """
     out = session.options.out
-    if out is not None and any(outcome.is_measured for outcome in outcomes):
+    conditions = {"jobs": jobs, "processor": session.machine.name, **session.machine.versions}
+    kept = KeptTrainings(None if out is None else out / "trainings.jsonl", conditions)
+    cases = [case for case in comparison.cases(session) if not kept.has(case)]
+    if kept.outcomes:
+        session.show(f"{len(kept.outcomes)} trainings are there already; {len(cases)} are to come")
+    run_side_by_side(session.runner, cases, jobs, kept.add)
+    table = session.save(accuracy_table(kept.outcomes), "accuracy")
+    session.save(curves_table(kept.outcomes), "accuracy_curves")
+    if out is not None and any(outcome.is_measured for outcome in kept.outcomes):
         from escaip_fairchem.bench.accuracy_plot import plot_accuracy  # matplotlib is slow to import, and may be absent
 
-        plot_accuracy(outcomes, out / "accuracy.png")
+        plot_accuracy(kept.outcomes, out / "accuracy.png")
     return [table]
 
 
@@ -195,22 +215,34 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
         assert isinstance(case, AccuracyCase)
         groups.setdefault((case.data, case.budget, case.model), []).append(outcome)
     order = {name: number for number, name in enumerate(SETS)}
-    rows = [
-        _row(data, budget, model, members)
-        for (data, budget, model), members in sorted(groups.items(), key=lambda item: (order[item[0][0]], item[0][1]))
-    ]
+    models = {name: number for number, name in enumerate(MODELS)}
+
+    def place(key: tuple[str, float, str]) -> tuple[int, float, int, str]:
+        data, budget, model = key
+        return order[data], budget, models[model.partition(":")[0]], model
+
+    rows = [_row(*key, groups[key]) for key in sorted(groups, key=place)]
     notes = [
         f"{name}: {SETS[name].what}; {', '.join(map(str, SETS[name].split))} structures to train, validate and test on"
         for name in order
         if any(data == name for data, _, _ in groups)
     ]
-    notes += [f"{name}: {MODELS[name].parts}" for name in MODELS if any(model == name for _, _, model in groups)]
+    notes += [
+        f"{name}: {small_model(name).parts}; {_in_words(small_model(name).training)}"
+        for name in dict.fromkeys(model for _, _, model in sorted(groups, key=place))
+    ]
     notes += [
         "errors on the test structures after the budget, with averaged weights; ±: largest distance from the mean of "
         "the seeds",
-        f"same splits, trainer, loss, batch size ({BATCH}), initial rate and schedule over the budget for all",
+        "same splits, trainer, kind of loss, and schedule of the rate over the budget for all",
     ]
     return Table(title="Accuracy after equal time", columns=columns, rows=rows, notes=notes)
+
+
+def _in_words(training: SmallTraining) -> str:
+    words = f"initial rate {training.rate:g}, batches of {training.batch}, weight decay {training.weight_decay:g}"
+    words += f", loss {training.energy:g} energy + {training.forces:g} forces"
+    return words + (f", {training.rotations} orientations" if training.rotations > 1 else "")
 
 
 def _row(data: str, budget: float, model: str, members: Sequence[Outcome]) -> dict[str, Any]:

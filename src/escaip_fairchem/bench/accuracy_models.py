@@ -1,10 +1,15 @@
-"""Small models for small sets."""
+"""Small models for small sets, and how they are trained."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
+
+import yaml
+
+from escaip_fairchem.errors import ConfigError, nearest
 
 CUTOFF = 6.0
 _EQUIFORMER_V2 = "fairchem.core.models.equiformer_v2"
@@ -17,18 +22,43 @@ _ESCAIP: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallTraining:
+    """How a model is trained.
+
+    Attributes:
+        rate: Initial learning rate.
+        batch: Structures per step.
+        weight_decay: Of AdamW.
+        clip: Largest norm of the gradients.
+        ema: Decay of the averaged weights.
+        energy: Weight of the energy's loss.
+        forces: Weight of the forces' loss.
+        rotations: Orientations in which every structure occurs in training; 1 leaves them as they are.
+    """
+
+    rate: float = 1e-3
+    batch: int = 8
+    weight_decay: float = 1e-3
+    clip: float = 10.0
+    ema: float = 0.99
+    energy: float = 1.0
+    forces: float = 10.0
+    rotations: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class SmallModel:
     """A model and how it is trained.
 
     Attributes:
         section: The ``model:`` section.
-        rate: Initial learning rate.
         parts: What predicts energies and forces, in words.
+        training: How it is trained.
     """
 
     section: Mapping[str, Any]
-    rate: float
     parts: str
+    training: SmallTraining = SmallTraining()
 
 
 _EQUIFORMER_V2_BACKBONE: dict[str, Any] = {
@@ -54,7 +84,6 @@ _PAINN: dict[str, Any] = {
 MODELS: Mapping[str, SmallModel] = {
     "escaip": SmallModel(
         section={"name": "escaip_fairchem.EScAIP", "backbone": _ESCAIP, "heads": {"energy": {}, "forces": {}}},
-        rate=1e-3,
         parts="direct forces",
     ),
     "escaip-conservative": SmallModel(
@@ -63,11 +92,10 @@ MODELS: Mapping[str, SmallModel] = {
             "backbone": {**_ESCAIP, "direct_force": False},
             "heads": {"energy_forces": {}},
         },
-        rate=1e-3,
         parts="forces from the gradient",
     ),
-    "schnet": SmallModel(section=_SCHNET, rate=1e-3, parts="forces from the gradient"),
-    "painn": SmallModel(section=_PAINN, rate=1e-3, parts="forces from the gradient"),
+    "schnet": SmallModel(section=_SCHNET, parts="forces from the gradient"),
+    "painn": SmallModel(section=_PAINN, parts="forces from the gradient"),
     "equiformer-v2": SmallModel(
         section={
             "name": "hydra",
@@ -79,8 +107,38 @@ MODELS: Mapping[str, SmallModel] = {
                 "forces": {"module": f"{_EQUIFORMER_V2}.heads.vector.EqV2VectorHead"},
             },
         },
-        rate=1e-3,
         parts="direct forces, degrees up to 2",
     ),
 }
 """fairchem's models through its own classes, named by their places; all see neighbours within 6 Å."""
+
+
+def small_model(name: str) -> SmallModel:
+    """A model by its name, with changes: ``escaip:rate=0.003:hidden_size=128``.
+
+    Args:
+        name: Key of :data:`MODELS`, then changes. A change's key is one of :class:`SmallTraining`, or else one of the
+            model's own settings.
+
+    Raises:
+        ConfigError: There is no such model, or a change has no value.
+    """
+    base, *changes = name.split(":")
+    if base not in MODELS:
+        raise ConfigError(f"model {base!r} is unknown{nearest(base, MODELS)}; known are {', '.join(MODELS)}")
+    model = MODELS[base]
+    section: dict[str, Any] = copy.deepcopy(dict(model.section))
+    own = {field.name: type(getattr(model.training, field.name)) for field in fields(SmallTraining)}
+    training: dict[str, Any] = {}
+    for change in changes:
+        key, is_given, text = change.partition("=")
+        if not is_given or not text:
+            raise ConfigError(f"model {name!r}: change {change!r} must read key=value")
+        if key not in own:
+            section.get("backbone", section)[key] = yaml.safe_load(text)
+        else:
+            try:
+                training[key] = own[key](text)
+            except ValueError:
+                raise ConfigError(f"model {name!r}: {key} must be a number, got {text!r}") from None
+    return replace(model, section=section, training=replace(model.training, **training))

@@ -29,7 +29,8 @@ def plot_accuracy(outcomes: Sequence[Outcome], path: Path) -> Path:
         if outcome.is_measured and isinstance(outcome.case, AccuracyCase):
             lines[outcome.case.data, outcome.case.model, outcome.case.budget].append(outcome)
     sets = list(dict.fromkeys(data for data, _, _ in lines))
-    colors = {model: f"C{number}" for number, model in enumerate(MODELS)}
+    models = dict.fromkeys([*MODELS, *(model for _, model, _ in lines)])  # a known one always has its colour
+    colors = {model: f"C{number}" for number, model in enumerate(models)}
     figure = Figure(figsize=(3.1 * len(sets) + 0.5, 6.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(QUANTITIES), len(sets), sharex=True, squeeze=False)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from escaip_fairchem.bench.timing import Timer
+from escaip_fairchem.data.pool import available_cores
 from escaip_fairchem.errors import ConfigError
 
 GEMM_SHAPES = ((4096, 512, 1024), (8192, 1024, 512))
@@ -96,7 +97,7 @@ def describe_machine(device: str) -> Machine:
     return Machine(
         device=device,
         name=torch.cuda.get_device_name() if is_gpu else processor_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=available_cores(),
         threads=torch.get_num_threads(),
         memory_bytes=torch.cuda.get_device_properties(0).total_memory if is_gpu else _host_memory(),
         versions=_versions(),

@@ -67,6 +67,10 @@ class Options:
         return sorted(self.batch_sizes if self.batch_sizes is not None else quick if self.quick else usual)
 
 
+def _say(line: str) -> None:
+    print(line, flush=True)  # a log that is read while the command runs for hours
+
+
 class Session:
     """One command's run: its machine, its processes, its time.
 
@@ -78,7 +82,7 @@ class Session:
         ConfigError: The device does not exist, or a model.
     """
 
-    def __init__(self, options: Options, show: Callable[[str], None] = print) -> None:
+    def __init__(self, options: Options, show: Callable[[str], None] = _say) -> None:
         check_device(options.device)
         options.names((), ())  # a wrong name is told before anything is measured
         self.options = options

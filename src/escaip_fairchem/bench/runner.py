@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from types import TracebackType
 
 from escaip_fairchem.bench.cases import DROPPED, FAILED, OUT_OF_MEMORY, Case, Outcome, outcome_from
 from escaip_fairchem.bench.timing import Deadline
+from escaip_fairchem.data.pool import available_cores
 
 TIME_LIMIT = "the time limit of the command"
 LONGEST_TAIL = 300
@@ -31,11 +33,13 @@ class Runner:
     Args:
         deadline: When to stop.
         show: Called with a line about each case.
+        threads: Threads of a process that measures on the CPU; None leaves it to torch.
     """
 
-    def __init__(self, deadline: Deadline, show: Callable[[str], None] = print) -> None:
+    def __init__(self, deadline: Deadline, show: Callable[[str], None] = print, threads: int | None = None) -> None:
         self.deadline = deadline
         self._show = show
+        self._threads = threads
         self._worker: Worker | None = None
         self.outcomes: list[Outcome] = []
 
@@ -46,6 +50,16 @@ class Runner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end_worker()
+
+    def another(self, *, share: int) -> Runner:
+        """A runner for the same command whose processes have one of so many equal shares of the cores."""
+        return Runner(self.deadline, self._show, threads=max(available_cores() // share, 1))
+
+    def interrupt(self) -> None:
+        """End the process that is measuring, from another thread; its case has then failed."""
+        worker = self._worker
+        if worker is not None:
+            worker.kill()
 
     def run(self, cases: Sequence[Case]) -> list[Outcome]:
         """Measure cases."""
@@ -82,7 +96,7 @@ class Runner:
         if self.deadline.has_passed:
             return Outcome(case=case, status=DROPPED, reason=TIME_LIMIT)
         if self._worker is None:
-            self._worker = Worker()
+            self._worker = Worker(self._threads)
         outcome = self._worker.ask(case, self.deadline)
         # A GPU's errors can spoil all that follows in the process; a lack of memory does not.
         is_spoilt = outcome.status == FAILED and outcome.reason != OUT_OF_MEMORY
@@ -97,9 +111,14 @@ class Runner:
 
 
 class Worker:
-    """A measuring process."""
+    """A measuring process.
 
-    def __init__(self) -> None:
+    Args:
+        threads: Of torch; None leaves it to torch.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        own = {} if threads is None else dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 -- see end
         self._process = subprocess.Popen(
             [sys.executable, "-m", "escaip_fairchem.bench.worker"],
@@ -107,6 +126,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            env={**os.environ, **own},
         )
         self._answers: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -129,10 +149,14 @@ class Worker:
             return Outcome(case=case, status=FAILED, reason=self._how_it_ended())
         return outcome_from(json.loads(line))
 
+    def kill(self) -> None:
+        """Stop the process at once."""
+        self._process.kill()  # it is this command's own child
+
     def end(self) -> None:
-        """End the process."""
+        """End the process, which has nothing left to do."""
         self.is_alive = False
-        self._process.kill()  # it is this command's own child, and has nothing left to do
+        self.kill()
         self._process.wait()
         self._reader.join()
         for stream in (self._process.stdin, self._process.stdout, self._log):

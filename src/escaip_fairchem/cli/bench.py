@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from escaip_fairchem.errors import ConfigError
+
 COMMANDS = {
     "efficiency": "time and memory of inference and training against batch size (the paper's figures 1 and 5)",
     "md": "molecular dynamics: steps per second, split into neighbour search, model and everything else",
@@ -45,7 +47,15 @@ def _add_accuracy(commands: Any) -> None:
     command.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for tables (CSV) and the figure (PNG)")
     command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
-    command.add_argument("--models", type=_words, metavar="NAME,…", help="models; an unknown name lists the known")
+    command.add_argument(
+        "--models",
+        type=_words,
+        metavar="NAME[:KEY=VALUE…],…",
+        help="models, with changes: escaip:rate=0.003:hidden_size=128; an unknown name lists the known",
+    )
+    command.add_argument(
+        "--jobs", type=int, default=1, metavar="N", help="trainings at a time, which share the cores (default: 1)"
+    )
     command.add_argument("--time-limit", type=_seconds, metavar="SECONDS", help="drop what does not fit, and say so")
     command.add_argument("--frames", type=Path, metavar="DIR", help="folder of the sets (lips_200.extxyz, …)")
     command.add_argument("--sets", type=_words, metavar="NAME,…", help="sets; an unknown name lists the known")
@@ -118,6 +128,8 @@ def run_accuracy(arguments: argparse.Namespace) -> int:
     from escaip_fairchem.bench.options import Options, Session, machine_table
 
     check_device(arguments.device)
+    if arguments.jobs < 1 or (arguments.jobs > 1 and arguments.device != "cpu"):
+        raise ConfigError(f"--jobs {arguments.jobs}: must be at least 1, and 1 on a GPU")
     comparison = Comparison.of(
         models=arguments.models,
         sets=arguments.sets,
@@ -134,7 +146,7 @@ def run_accuracy(arguments: argparse.Namespace) -> int:
     )
     session = Session(options)
     with session.runner:
-        tables = [machine_table(session.machine), *compare_accuracies(session, comparison)]
+        tables = [machine_table(session.machine), *compare_accuracies(session, comparison, jobs=arguments.jobs)]
     for table in tables:
         print(f"\n{table.markdown()}\n", flush=True)
     return 0

@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -113,6 +114,26 @@ def save_atomically(state: Mapping[str, Any], path: str | Path) -> None:
             torch.save(dict(state), writer)
         except RuntimeError as error:
             raise writer.error or error from error
+
+
+def bring_best_checkpoint(checkpoint: str | Path, folder: str | Path) -> None:
+    """Copy the best checkpoint beside the one that a training goes on from, unless the new folder has one already.
+
+    The best metric so far comes with the training state; without its weights nothing might ever be better.
+
+    Args:
+        checkpoint: The checkpoint that the training goes on from.
+        folder: Where it writes its own.
+
+    Raises:
+        CheckpointError: The disk is full or refuses.
+    """
+    best, own = Path(checkpoint).with_name("best_checkpoint.pt"), Path(folder) / "best_checkpoint.pt"
+    if own.exists() or not best.is_file():
+        return
+    logging.info(f"{best}: the best so far, copied to {own}")
+    with best.open("rb") as source, atomic_file(own) as file:
+        shutil.copyfileobj(source, file)
 
 
 def read_checkpoint(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from escaip_fairchem.errors import ConfigError, nearest
+from escaip_fairchem.errors import ConfigError, RunFolderError, nearest
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
 from escaip_fairchem.plugin.launch import known_keys
 from escaip_fairchem.plugin.launch.names import check_names
@@ -41,6 +41,24 @@ def check_config(config: dict[str, Any]) -> None:
         complete_settings(config, inference_only=False)
         complete_metrics(config)
     check_checkpoint(config)
+
+
+def check_folder(config: Mapping[str, Any]) -> None:
+    """Refuse to train from the start where a training has left checkpoints, which would be replaced.
+
+    Raises:
+        RunFolderError: That is so; the message says how to continue.
+    """
+    if config["mode"] != "train" or config.get("checkpoint") is not None or config.get("is_debug"):
+        return
+    folder = Path(config["run_dir"]) / "checkpoints" / str(config["timestamp_id"])
+    for name in ("checkpoint.pt", "best_checkpoint.pt"):
+        if (folder / name).is_file():
+            raise RunFolderError(
+                f"--timestamp-id {config['timestamp_id']}: {folder / name} is of an earlier training, which a new one "
+                f"would replace. Continue it with --checkpoint {folder / 'checkpoint.pt'}, or choose another "
+                "--timestamp-id"
+            )
 
 
 def check_keys(config: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from escaip_fairchem.errors import ConfigError, EScAIPError
-from escaip_fairchem.plugin.launch.checks import check_config
+from escaip_fairchem.plugin.launch.checks import check_config, check_folder
 from escaip_fairchem.plugin.launch.overrides import apply_overrides
 from escaip_fairchem.plugin.launch.runner import Runner, run_rank
 from escaip_fairchem.plugin.launch.submission import submit
@@ -80,7 +80,7 @@ def prepare_configs(args: argparse.Namespace, overrides: Sequence[str]) -> list[
         Whole configurations, each with a run folder's name of its own.
 
     Raises:
-        EScAIPError: A configuration cannot work.
+        EScAIPError: A configuration cannot work, or its run folder holds another training.
     """
     if args.num_gpus < 1:
         raise ConfigError(f"--num-gpus {args.num_gpus}: it is the number of processes, at least 1")
@@ -99,6 +99,7 @@ def prepare_configs(args: argparse.Namespace, overrides: Sequence[str]) -> list[
     for config in configs:
         _complete(config, name=args.timestamp_id if len(configs) == 1 else None)
         check_config(config)
+        check_folder(config)
     return configs
 
 
@@ -121,7 +122,12 @@ def _run_locally(config: dict[str, Any], processes: int) -> int:
         Runner()(config)
         return 0
     # As fairchem does, whose LMDB data sets cannot be handed to loader processes of spawned ones.
-    config["optim"]["num_workers"] = 0
+    if config["optim"].get("num_workers"):
+        logging.warning(
+            f"optim.num_workers: {config['optim']['num_workers']} becomes 0, because processes that this command "
+            "starts itself load their data themselves; with --submit each keeps its own loaders"
+        )
+        config["optim"]["num_workers"] = 0
     launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", max_restarts=0)
     watcher = logging.getLogger(elastic.__name__)
     if not config["is_debug"]:

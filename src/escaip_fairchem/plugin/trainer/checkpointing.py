@@ -12,7 +12,7 @@ from fairchem.core.modules.exponential_moving_average import ExponentialMovingAv
 from torch import Tensor
 
 from escaip_fairchem.errors import CheckpointError
-from escaip_fairchem.plugin.checkpoints import read_checkpoint, save_atomically
+from escaip_fairchem.plugin.checkpoints import bring_best_checkpoint, read_checkpoint, save_atomically
 from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, on_master
 from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, check_average
 from escaip_fairchem.plugin.trainer.finite import require_finite_weights
@@ -119,6 +119,13 @@ class TrainerCheckpointing(TrainerSetup):
             logging.info(f"{checkpoint_path}: has no averaged weights (ema), the average starts from its weights")
             self.ema = self._new_average()
         self._load_training_state(checkpoint_path, checkpoint)
+        self._loaded_from = str(checkpoint_path)
+
+    def bring_best(self) -> None:
+        """Have the best weights so far in this run's folder, where it continues a training of another folder."""
+        loaded = self._loaded_from
+        if loaded is not None and not self.is_debug:
+            on_master(lambda: bring_best_checkpoint(loaded, self.config["cmd"]["checkpoint_dir"]))
 
     def _load_weights(self, path: str, checkpoint: dict[str, Any], inference_only: bool) -> None:
         """Leave model, scales, normalisers, references and averages to fairchem."""

@@ -74,6 +74,7 @@ class TrainerSetup(OCPTrainer):
         self._loaded_generators: dict[str, Any] | None = None
         self._rank_states: tuple[int, list[dict[str, Any]]] | None = None
         self._resume_problem: str | None = None
+        self._loaded_from: str | None = None
         self._fit_is_due = False
         self.training_structures: int | None = None
         super().__init__(**settings)

@@ -65,6 +65,8 @@ class EScAIPForcesTrainer(TrainerEvaluation):
             self.ema = None
         if self.primary_metric != self.primary_metric_wanted:
             self.primary_metric, self.best_val_metric = self.primary_metric_wanted, None
+        if self.best_val_metric is not None:
+            self.bring_best()
         self.shorten_validation()
         TrainingLoop(self, hide_evaluation_progress=disable_eval_tqdm).run()
 

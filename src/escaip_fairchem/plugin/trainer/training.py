@@ -67,6 +67,7 @@ class TrainingLoop:
                 self._epoch(epoch)
             if self._saved_step != trainer.step:
                 self._save()
+            self._evaluate_last()
 
     def _epoch(self, epoch: int) -> None:
         trainer = self.trainer
@@ -141,16 +142,28 @@ class TrainingLoop:
         self._saved_step = trainer.step
         self.progress.proceed()
 
-    def _evaluate_if_due(self) -> None:
+    def _evaluate_last(self) -> None:
+        """Evaluate the last weights, wherever the last evaluation was: a short run has a best checkpoint, too."""
         trainer = self.trainer
-        if trainer.step == 0 or trainer.step % self.eval_every != 0:
+        if trainer.val_loader is None or trainer.step == 0 or trainer.evaluated_step == trainer.step:
             return
+        best = trainer.best_val_metric
+        self._evaluate(steps_schedule=False)  # a longer training, continued from here, would not have stepped it
+        if trainer.best_val_metric != best:
+            self._save()
+
+    def _evaluate_if_due(self) -> None:
+        if self.trainer.step != 0 and self.trainer.step % self.eval_every == 0:
+            self._evaluate(steps_schedule=True)
+
+    def _evaluate(self, *, steps_schedule: bool) -> None:
+        trainer = self.trainer
         self.progress.pause()
         primary = trainer.primary_metric_wanted
         if trainer.val_loader is not None:
             metrics = trainer.validate(split="val", disable_tqdm=self.hide_evaluation_progress)
             trainer.update_best(primary, metrics, disable_eval_tqdm=self.hide_evaluation_progress)
-            if trainer.scheduler.scheduler_type == "ReduceLROnPlateau":
+            if steps_schedule and trainer.scheduler.scheduler_type == "ReduceLROnPlateau":
                 trainer.scheduler.step(metrics=metrics[primary]["metric"])
         if trainer.config["task"].get("eval_relaxations", False):
             self._relax()
