@@ -13,9 +13,9 @@ import pytest
 import torch
 from fairchem_runs import prepare, schnet_config
 
-from escaip_fairchem.errors import CheckpointError, ConfigError, DataError, EScAIPError
+from escaip_fairchem.errors import CheckpointError, ConfigError, DataError, EScAIPError, RunFolderError
 from escaip_fairchem.plugin.launch import known_keys, main
-from escaip_fairchem.plugin.launch.checks import check_config
+from escaip_fairchem.plugin.launch.checks import check_config, check_folder
 from escaip_fairchem.plugin.launch.overrides import apply_overrides
 from escaip_fairchem.plugin.launch.submission import submission_parameters
 
@@ -293,3 +293,18 @@ def test_cluster_flags_reach_submitit(config):
     assert parameters["slurm_partition"] == "long"
     assert parameters["tasks_per_node"] == parameters["gpus_per_node"] == 4
     assert parameters["cpus_per_task"] == 4
+
+
+def test_a_folder_with_a_training_is_not_begun_anew_from_elsewhere(config, tmp_path):
+    own, other = tmp_path / "checkpoints/run/checkpoint.pt", tmp_path / "first.pt"
+    other.touch()
+    config |= {"run_dir": str(tmp_path), "timestamp_id": "run", "checkpoint": str(other)}
+    check_folder(config)
+    own.parent.mkdir(parents=True)
+    own.touch()
+    with pytest.raises(
+        RunFolderError, match=r"--timestamp-id run: .*checkpoint.pt is of an earlier training.*first.pt"
+    ):
+        check_folder(config)
+    for allowed in ({"checkpoint": None}, {"checkpoint": str(own)}, {"timestamp_id": "new"}, {"mode": "validate"}):
+        check_folder(config | allowed)

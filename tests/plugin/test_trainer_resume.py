@@ -213,6 +213,50 @@ def test_a_save_during_validation_holds_the_training_weights(data: tuple[Path, P
     assert not torch.equal(weights["energy.weight"], trainer.ema.shadow_params[-4])
 
 
+def test_the_best_weights_come_along_to_another_folder(data: tuple[Path, Path], tmp_path: Path) -> None:
+    """The metric to beat comes with the checkpoint; without these weights the folder might end without any."""
+    settings = config(*data, optimizer__eval_every=3)
+    first = run(build(settings, tmp_path, timestamp_id="first"))
+    best = tmp_path / "checkpoints/first/best_checkpoint.pt"
+
+    def continue_it() -> Any:
+        trainer = build(
+            {**settings, "optimizer": {**settings["optimizer"], "max_epochs": 3}},
+            tmp_path / "elsewhere",
+            timestamp_id="second",
+        )
+        trainer.update_best = lambda *args, **kwargs: None  # nothing is better
+        return run(trainer, best.with_name("checkpoint.pt"))
+
+    assert continue_it().best_val_metric == first.best_val_metric
+    own = tmp_path / "elsewhere/checkpoints/second/best_checkpoint.pt"
+    assert own.read_bytes() == best.read_bytes()
+    own.write_bytes(b"its own")
+    continue_it()
+    assert own.read_bytes() == b"its own"
+
+
+def test_the_last_weights_are_evaluated_and_may_be_the_best(data: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = config(*data, optimizer__max_epochs=2, optimizer__eval_every=100)
+    trainer = run(build(settings, tmp_path, timestamp_id="run"))
+    assert sorted(trainer.logger.losses("val")) == [trainer.step] == [10]
+    folder = tmp_path / "checkpoints/run"
+    assert (folder / "best_checkpoint.pt").is_file()
+    saved = read_checkpoint(folder / "checkpoint.pt")
+    assert saved["best_val_metric"] == trainer.best_val_metric
+    assert saved[RESUME_KEY]["evaluated_step"] == 10
+    longer = config(*data, optimizer__max_epochs=3, optimizer__eval_every=100)
+    assert sorted(run(build(longer, tmp_path, timestamp_id="run")).logger.losses("val")) == [15]
+
+
+def test_the_last_evaluation_is_no_step_of_a_schedule_of_plateaus(data: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = config(*data, optimizer__scheduler="ReduceLROnPlateau", optimizer__patience=0, optimizer__eval_every=4)
+    del settings["optimizer"]["scheduler_params"]
+    trainer = run(build(settings, tmp_path))
+    assert sorted(trainer.logger.losses("val")) == [4, 8, 10]
+    assert trainer.scheduler.scheduler.last_epoch == 2
+
+
 def test_the_best_checkpoint_starts_a_new_training(
     data: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,21 +44,22 @@ def check_config(config: dict[str, Any]) -> None:
 
 
 def check_folder(config: Mapping[str, Any]) -> None:
-    """Refuse to train from the start where a training has left checkpoints, which would be replaced.
+    """Refuse to train from a checkpoint of elsewhere in a folder that has one, which would be replaced.
+
+    Without a checkpoint on the command line, fairchem continues from the folder's own.
 
     Raises:
         RunFolderError: That is so; the message says how to continue.
     """
-    if config["mode"] != "train" or config.get("checkpoint") is not None or config.get("is_debug"):
+    given = config.get("checkpoint")
+    if config["mode"] != "train" or given is None or config.get("is_debug"):
         return
-    folder = Path(config["run_dir"]) / "checkpoints" / str(config["timestamp_id"])
-    for name in ("checkpoint.pt", "best_checkpoint.pt"):
-        if (folder / name).is_file():
-            raise RunFolderError(
-                f"--timestamp-id {config['timestamp_id']}: {folder / name} is of an earlier training, which a new one "
-                f"would replace. Continue it with --checkpoint {folder / 'checkpoint.pt'}, or choose another "
-                "--timestamp-id"
-            )
+    own = Path(config["run_dir"]) / "checkpoints" / str(config["timestamp_id"]) / "checkpoint.pt"
+    if own.is_file() and Path(given).exists() and not own.samefile(given):
+        raise RunFolderError(
+            f"--timestamp-id {config['timestamp_id']}: {own} is of an earlier training, which one that starts from "
+            f"{given} would replace. Leave --checkpoint out to continue the earlier one, or choose another name"
+        )
 
 
 def check_keys(config: Mapping[str, Any]) -> None:
