@@ -110,7 +110,7 @@ def rmd17_arrays(frames: int = 6) -> dict[str, Any]:
         "coords": arrays["R"],
         "energies": arrays["E"].reshape(-1),
         "forces": arrays["F"],
-        "old_indices": np.arange(frames),
+        "old_indices": 50 * np.arange(frames)[::-1] + 3,
         "old_energies": np.zeros(frames),
         "old_forces": np.zeros_like(arrays["F"]),
     }
