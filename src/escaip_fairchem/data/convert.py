@@ -86,7 +86,8 @@ def convert(
             return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
         claimed.staged.mkdir(exist_ok=True)
         chunks = plan_once(sources, claimed.staged, form=options.form, limit=options.limit, show_progress=show_progress)
-        stage = stager(StagingOptions(options.labels, options.limits, options.split_by), claimed.staged)
+        reading = StagingOptions(options.labels, options.limits, options.split_by, options.count_by)
+        stage = stager(reading, claimed.staged)
         for _ in track(
             ordered_map(stage, chunks, workers), total=len(chunks), title="reading", unit="chunks", show=show_progress
         ):

@@ -35,7 +35,7 @@ def notes(
         normalizers: Fitted to the training split.
     """
     return [
-        *options.remarks,
+        *(options.remarks(collection.counted.counts()) if options.remarks is not None else ()),
         *_about_energy(collection, options, labels, normalizers),
         *_about_labels(collection, labels, normalizers),
         *_about_names(collection, options),
