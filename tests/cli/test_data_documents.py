@@ -6,6 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 from escaip_fairchem.cli import data
@@ -15,6 +16,7 @@ from escaip_fairchem.data.report import COLUMNS
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DATASETS = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_installing_fairchem_again_cannot_bring_another_major_version():
@@ -40,6 +42,20 @@ def test_every_reason_and_column_is_described():
     assert "mean |F|" not in DATASETS.replace("\\", "")  # the numbers are means over components
 
 
+@pytest.mark.parametrize("name", ["oc20", "oc22", "spice", "mptrj", "md22", "rmd17"])
+def test_published_files_lie_where_the_page_of_benchmarks_puts_them(name: str):
+    commands = re.findall(rf"^escaip data {name} ([^#\n]+)", DATASETS, flags=re.MULTILINE)
+    assert commands
+    shown = {tuple(command.split()) for command in re.findall(rf"escaip data {name} ([^`\n]+)", BENCHMARKS)}
+    outputs = {words[-1]: words for words in shown}
+    for words in (command.split(" --")[0].split() for command in commands):
+        assert all(path == f"raw/{name}" or path.startswith(f"raw/{name}/") for path in words[:-1]), words
+        assert (
+            outputs.get(words[-1], tuple(words)) == tuple(words) or name == "md22"
+        )  # other molecules, by their own names
+    assert outputs or name == "rmd17"  # which the paper has no benchmark of
+
+
 def test_every_option_that_is_described_exists():
     """In a section about a command, named in its heading, with that command; elsewhere with `convert`."""
     parser = argparse.ArgumentParser()
@@ -51,6 +67,7 @@ def test_every_option_that_is_described_exists():
         names = re.findall(r"`escaip data (\w+)`", heading) or ["convert"]
         described |= set(names)
         for name in names:
-            options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))
+            words = re.sub(r"^(fairchem|escaip evaluate) .*$", "", section, flags=re.MULTILINE)  # which run in a test
+            options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", words))
             assert options <= set(commands[name]._option_string_actions), (heading, name)
     assert {"spice", "mptrj", "md22", "rmd17"} <= described

@@ -11,6 +11,9 @@ from typing import Any
 import lmdb
 import numpy as np
 import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from fairchem_side import data_set_content
 from torch_geometric.data import Data
 
@@ -68,6 +71,19 @@ def graph(sid: int, fid: int, numbers: Sequence[int], energy: float | None, **mo
         data.force = torch.full((count, 3), 0.5)
     for name, value in more.items():
         setattr(data, name, value)
+    return data
+
+
+def preprocessed(sid: int, fid: int, energy: float) -> Data:
+    """A record as fairchem-core 1.10's own preprocessing makes it: copper below, held in place, and oxygen above."""
+    from fairchem.core.preprocessing import AtomsToGraphs
+
+    atoms = Atoms("CuO", [[0.0, 0.0, 1.0], [0.0, 0.5, 3.0 + fid / 8]], cell=[6.0, 6.0, 20.0], pbc=True, tags=[0, 2])
+    atoms.set_constraint(FixAtoms([0]))
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=[[0.5, 0.25, -1.0], [0.0, -4.0, 3.0]])
+    data = AtomsToGraphs(r_energy=True, r_forces=True, r_fixed=True, r_edges=False).convert(atoms)
+    data.tags = torch.tensor(atoms.get_tags())
+    data.sid, data.fid = sid, fid
     return data
 
 

@@ -38,7 +38,7 @@ def spice_group(
         "dft_total_gradient": random.normal(0.0, 0.01, (frames, len(numbers), 3)).astype(np.float32),
         "smiles": None if smiles is None else [smiles],
         "subset": list(subset),
-        "mbis_charges": np.zeros((frames, len(numbers), 1), dtype=np.float32),
+        "mbis_charges": random.normal(0.0, 0.1, (frames, len(numbers), 1)).astype(np.float32),
     }
     return {name: value for name, value in {**group, **replaced}.items() if value is not None}
 
@@ -54,6 +54,37 @@ def write_spice(
                 if units.get(key) is not None:
                     dataset.attrs["units"] = units[key]
     return path
+
+
+def write_spice_2(path: Path) -> Path:
+    """Version 2 of SPICE in little: more elements, molecules beside each other, and further sets and properties."""
+    further = {"mayer_indices": np.zeros((2, 3, 3)), "scf_dipole": np.zeros((2, 3))}
+    water = "[O:1]([H:2])[H:3]"
+    groups = {
+        "103914790": spice_group(
+            "[C:1]([H:2])[H:3]",
+            [6, 1, 1],
+            frames=2,
+            subset=("SPICE PubChem Set 10 Single Points Dataset v1.0",),
+            seed=1,
+        )
+        | further,
+        "boron": spice_group(
+            "[B:1]([H:2])[H:3]", [5, 1, 1], frames=2, subset=("SPICE PubChem Boron Silicon v1.0",), seed=2
+        ),
+        "silicon": spice_group("[Si:1]([H:2])[H:3]", [14, 1, 1], subset=("SPICE PubChem Boron Silicon v1.0",), seed=3),
+        "solvated": spice_group(
+            f"[C:4]#[C:5].{water}", [8, 1, 1, 6, 6], subset=("SPICE Solvated PubChem Set 1 v1.0",), seed=4
+        ),
+        "water dimer": spice_group(
+            f"{water}.[O:4]([H:5])[H:6]", [8, 1, 1, 8, 1, 1], frames=3, subset=("SPICE Water Clusters v1.0",), seed=5
+        ),
+        "qmugs": spice_group("[N:1]#[N:2]", [7, 7], subset=("QMugs",), seed=6),
+        "ALA ligand": spice_group("[N:1].[O:2]", [7, 8], subset=("SPICE Amino Acid Ligand v1.0",), seed=7),
+        "salt": spice_group("[Cl-:1].[K+:2]", [17, 19], subset=("SPICE Ion Pairs Single Points Dataset v1.2",), seed=8),
+        "charged": spice_group("[N+:1].[O:2]", [7, 8], frames=2, subset=("SPICE Amino Acid Ligand v1.0",), seed=9),
+    }
+    return write_spice(path, groups)
 
 
 def mptrj_entry(material: str, *, energy: float = -10.0, **replaced: Any) -> dict[str, Any]:
@@ -110,7 +141,7 @@ def rmd17_arrays(frames: int = 6) -> dict[str, Any]:
         "coords": arrays["R"],
         "energies": arrays["E"].reshape(-1),
         "forces": arrays["F"],
-        "old_indices": np.arange(frames),
+        "old_indices": 50 * np.arange(frames)[::-1] + 3,
         "old_energies": np.zeros(frames),
         "old_forces": np.zeros_like(arrays["F"]),
     }

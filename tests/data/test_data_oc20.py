@@ -22,6 +22,7 @@ from oc_files import (
     frame,
     graph,
     natoms_of,
+    preprocessed,
     unlabelled,
     write_lmdb,
     write_raw,
@@ -351,6 +352,75 @@ def test_prebuilt_files_are_checked_and_linked(tmp_path: Path):
     assert (tmp_path / "out" / "data.0000.lmdb").samefile(prebuilt / "a.lmdb")
     assert summary["files"] == {f"data.000{k}.lmdb": str(prebuilt / f"{'ab'[k]}.lmdb") for k in range(2)}
     assert summary["notes"] == []
+
+
+def test_what_fairchem_s_own_preprocessing_writes_is_taken_as_it_is(tmp_path: Path):
+    """Its labels are called energy and forces, which the configurations' key_mapping leaves alone."""
+    from fairchem.core.datasets.lmdb_dataset import data_list_collater
+
+    records = [preprocessed(3, fid, -1.5 - fid) for fid in range(3)]
+    assert {"energy", "forces"} <= set(records[0].keys())
+    write_lmdb(tmp_path / "built" / "data.0000.lmdb", records)
+    write_lmdb(tmp_path / "built" / "data.0001.lmdb", [preprocessed(4, 0, 2.5)])
+    summary = convert_oc20([str(tmp_path / "built")], tmp_path / "out", OPTIONS)
+    described = summary["splits"]["out"]
+    assert (summary["usable"], summary["notes"], described["with_energy"]) == (4, [], 4)
+    assert described["energy_eV"]["mean"] == pytest.approx(-1.25)  # −1.5, −2.5, −3.5 and 2.5
+    assert described["force_component_rms_eV_per_A"] == pytest.approx(
+        (25 / 3) ** 0.5
+    )  # 0, −4 and 3: oxygen alone is free
+    dataset = opened(tmp_path / "out")
+    assert [data.energy for data in dataset] == [-1.5, -2.5, -3.5, 2.5]
+    batch = data_list_collater(list(dataset), otf_graph=True)
+    assert batch.energy.tolist() == [-1.5, -2.5, -3.5, 2.5]
+    assert batch.forces[:2].tolist() == [[0.5, 0.25, -1.0], [0.0, -4.0, 3.0]]
+    assert batch.fixed.tolist() == [1, 0] * 4
+    assert natoms_of(tmp_path / "out") == [2] * 4
+
+
+def test_labels_of_fairchem_s_own_preprocessing_are_labels_of_test_data_too(tmp_path: Path):
+    write_lmdb(tmp_path / "built" / "a.lmdb", [preprocessed(3, 0, -1.5)])
+    summary = convert_oc20([str(tmp_path / "built")], tmp_path / "out", OC20Options(test_data=True))
+    assert summary["notes"] == ["prebuilt files hold labels, and keep them: --test-data only allows for files without"]
+
+
+def changed(record: Any, **changes: Any) -> Any:
+    """A record with other fields; None takes one away."""
+    for name, value in changes.items():
+        if value is None:
+            del record[name]
+        else:
+            record[name] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([{"forces": None}], "0: malformed record: has no force, nor forces"),
+        ([{"energy": None}], "0: malformed record: has no y, nor energy"),
+        ([{"y": -1.0}], "0: malformed record: has both y and energy, and fairchem cannot"),
+        ([{"forces": torch.zeros(3, 3)}], r"forces has shape \(3, 3\) instead of \(2, 3\)"),
+        ([{"energy": float("nan")}], "0: not finite: energy holds NaN"),
+        (
+            [{}, {"energy": None, "y": -1.0}],
+            "1: malformed record: cannot share a batch with the first record: only the first has energy; only the "
+            "second has y",
+        ),
+    ],
+)
+def test_faults_of_labels_under_either_name_are_told(tmp_path: Path, changes: list[dict[str, Any]], message: str):
+    records = [changed(preprocessed(1, fid, -1.0), **change) for fid, change in enumerate(changes)]
+    write_lmdb(tmp_path / "built" / "a.lmdb", records)
+    with pytest.raises(DataError, match=rf"(?s)1 prebuilt files cannot be used as they are.*a\.lmdb:.*{message}"):
+        convert_oc20([str(tmp_path / "built")], tmp_path / "out", OPTIONS)
+
+
+def test_files_with_different_names_of_labels_are_not_mixed(tmp_path: Path):
+    write_lmdb(tmp_path / "built" / "a.lmdb", [graph(1, 0, [29, 8], -1.0)])
+    write_lmdb(tmp_path / "built" / "b.lmdb", [preprocessed(1, 1, -1.0)])
+    with pytest.raises(DataError, match=r"a\.lmdb and .*b\.lmdb cannot be mixed.*only the first has force, y"):
+        convert_oc20([str(tmp_path / "built")], tmp_path / "out", OPTIONS)
 
 
 def test_across_file_systems_links_are_symbolic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

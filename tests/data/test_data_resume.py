@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from ase.io import write
 from fairchem_side import data_set_content, open_split, section
+from raw_cases import mptrj_entry
 from structure_cases import molecule, slab
 
-from escaip_fairchem.data import sources, staging
+from escaip_fairchem.data import plans, progress, sources, staging
 from escaip_fairchem.data.checks import Limits
 from escaip_fairchem.data.claims import claim
 from escaip_fairchem.data.convert import convert
@@ -164,6 +165,87 @@ def test_an_interrupted_conversion_reads_only_what_is_missing(
     assert {name: whole[name] for name in whole if not name.endswith(".yml")} == {
         name: resumed[name] for name in resumed if not name.endswith(".yml")
     }
+
+
+def test_files_are_not_searched_through_again_after_an_interruption(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "CHUNK_FRAMES", 11)
+    (Path(inputs[0]) / "2.extxyz").unlink()  # whose end cannot be followed
+    write(tmp_path / "in" / "rows.json", [slab(k, run=9) for k in range(15)])
+    convert(inputs, tmp_path / "whole", OPTIONS)
+    searches: list[int] = []
+    original, stage = plans.plan_chunks, staging.stage_chunk
+
+    def searching(files, **options):
+        searches.append(len(files))
+        return original(files, **options)
+
+    def stopped(chunk, **options):
+        if chunk.number == 5:
+            raise KeyboardInterrupt
+        return stage(chunk, **options)
+
+    monkeypatch.setattr(plans, "plan_chunks", searching)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(staging, "stage_chunk", stopped)
+        convert(inputs, tmp_path / "out", OPTIONS)
+    assert (tmp_path / "out" / ".partial" / "read" / "plan.json").is_file()
+    convert(inputs, tmp_path / "out", OPTIONS)
+    assert searches == [3]
+    whole, resumed = data_set_content(tmp_path / "whole"), data_set_content(tmp_path / "out")
+    assert {name: whole[name] for name in whole if not name.endswith(".yml")} == {
+        name: resumed[name] for name in resumed if not name.endswith(".yml")
+    }
+
+
+@pytest.mark.parametrize("fault", ["broken", "changed"])
+def test_a_search_is_repeated_where_the_first_failed_or_a_file_changed(tmp_path: Path, inputs: list[str], fault: str):
+    folder = tmp_path / "read"
+    folder.mkdir()
+    if fault == "changed":
+        (Path(inputs[0]) / "2.extxyz").unlink()
+    files = sources.find_files(inputs, exclude=folder)
+    first = plans.plan_once(files, folder, form=None, limit=None, show_progress=False)
+    assert (folder / "plan.json").exists() == (fault == "changed")
+    assert any(chunk.failure for chunk in first) == (fault == "broken")
+    if fault == "changed":
+        assert plans.plan_once(files, folder, form=None, limit=None, show_progress=False) == first
+        write(files[0].path, [molecule(k) for k in range(3)])
+    again = plans.plan_once(files, folder, form=None, limit=None, show_progress=False)
+    assert again[0].count == (3 if fault == "changed" else 40)
+
+
+def test_a_plan_survives_with_everything_that_says_where_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "CHUNK_FRAMES", 2)
+    entries = {f"mp-{k}": {f"mp-{k}-0-0": mptrj_entry(f"mp-{k}")} for k in range(5)}
+    (tmp_path / "m.json").write_text(json.dumps(entries))
+    files = sources.find_files([str(tmp_path / "m.json")], exclude=tmp_path / "x", form="mptrj")
+    first = plans.plan_once(files, tmp_path, form="mptrj", limit=None, show_progress=False)
+    assert [len(chunk.spans) for chunk in first] == [2, 2, 1]
+    assert plans.plan_once(files, tmp_path, form="mptrj", limit=None, show_progress=False) == first
+
+
+def test_the_search_for_structures_reports_how_far_it_is(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sources, "CHUNK_FRAMES", 11)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
+    files = sources.find_files(inputs, exclude=tmp_path / "out")
+    sizes = [source.path.stat().st_size for source in files]
+    monkeypatch.setattr(progress, "MEGABYTE", 1)
+    sources.plan_chunks(files, show_progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith(f"looking for structures: 11 structures so far, 0 of {sum(sizes)} MB, 0 s")
+    assert lines[4].startswith(f"looking for structures: 51 structures so far, {sizes[0]} of {sum(sizes)} MB")
+    assert len(lines) == 13  # four chunks of each file, and the end that cannot be followed
+    sources.plan_chunks(files)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_short_search_is_not_reported(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]):
+    convert(inputs, tmp_path / "out", OPTIONS, show_progress=True)
+    assert "looking for structures" not in capsys.readouterr().err
 
 
 SLOW_READER = """

@@ -37,7 +37,8 @@ def test_both_layouts_become_electronvolts_without_a_cell(tmp_path: Path, arrays
         assert not atoms.pbc.any()
         assert not atoms.cell.any()
         assert data.get("theory") == (None if "coords" in arrays else "PBE+MBD")
-    expected = ["not stored: old_energies, old_forces, old_indices"] if "coords" in arrays else []
+        assert data.get("old_indices") == (50 * (5 - number) + 3 if "coords" in arrays else None)
+    expected = ["not stored: old_energies, old_forces"] if "coords" in arrays else []
     assert [note for note in summary["notes"] if "not stored" in note] == expected
     assert not (tmp_path / "out/co/element_references.npz").exists()
 
@@ -64,6 +65,7 @@ def test_units_that_the_file_names_are_obeyed(tmp_path: Path):
         ({"e_unit": "kcal"}, "e_unit is 'kcal'; known here are eV"),
         ({"r_unit": "furlong"}, "r_unit is 'furlong'; known here are ang"),
         ({"lattice": np.eye(3)}, "has a lattice"),
+        ({"old_indices": np.arange(5)}, r"'old_indices' has shape \(5,\), and there are 6 energies"),
     ],
 )
 def test_files_that_do_not_fit_say_why(tmp_path: Path, replaced: dict[str, Any], message: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import ase.io
@@ -12,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from fairchem_side import data_set_content
-from raw_cases import SPICE_UNITS, spice_group, stored, write_spice
+from raw_cases import SPICE_UNITS, spice_group, stored, write_spice, write_spice_2
 
 from escaip_fairchem.data import published_sets, sources
 from escaip_fairchem.data.convert import convert
@@ -20,6 +21,7 @@ from escaip_fairchem.data.options import ConvertOptions
 from escaip_fairchem.data.published_sets import SpiceOptions
 from escaip_fairchem.data.raw import spice
 from escaip_fairchem.data.raw.spice import formal_charge, without_atom_numbers
+from escaip_fairchem.data.raw.spice_families import MACE_OFF, family_of, family_of_all
 from escaip_fairchem.data.splits import SplitOptions
 from escaip_fairchem.errors import DataError
 
@@ -57,6 +59,156 @@ def test_texts_are_read_in_any_shape(tmp_path: Path):
         write_spice(tmp_path / f"{number}.hdf5", {"a": spice_group("C", [6]) | {"subset": subset}})
         convert([str(tmp_path / f"{number}.hdf5")], tmp_path / f"out{number}", ALL)
         assert stored(tmp_path / f"out{number}")["a", 0][1]["subset"] == "one"
+
+
+@pytest.mark.parametrize(
+    ("subset", "family"),
+    [
+        ("SPICE PubChem Set 1 Single Points Dataset v1.2", "PubChem"),
+        ("SPICE PubChem Set 6 Single Points Dataset v1.2", "PubChem"),
+        ("SPICE PubChem Set 10 Single Points Dataset v1.0", "PubChem"),
+        ("SPICE DES370K Single Points Dataset v1.0", "DES370K dimers"),
+        ("SPICE DES370K Single Points Dataset Supplement v1.0", "DES370K dimers"),
+        ("SPICE DES Monomers Single Points Dataset v1.1", "DES370K monomers"),
+        ("SPICE Dipeptides Single Points Dataset v1.2", "dipeptides"),
+        ("SPICE Solvated Amino Acids Single Points Dataset v1.1", "solvated amino acids"),
+        ("SPICE Ion Pairs Single Points Dataset v1.1", "ion pairs"),
+        ("SPICE Water Clusters v1.0", "water"),
+        ("SPICE PubChem Boron Silicon v1.0", "boron and silicon"),
+        ("SPICE Solvated PubChem Set 1 v1.0", "solvated PubChem"),
+        ("SPICE Amino Acid Ligand v1.0", "amino acids with ligands"),
+        ("qmugs", "QMugs"),
+        ("DES370K_Monomers", "DES370K monomers"),
+        ("something new, v1.0", "something new, v1.0"),
+        ("", ""),
+    ],
+)
+def test_subsets_belong_to_the_families_that_errors_are_reported_for(subset: str, family: str):
+    assert family_of(subset) == family
+
+
+def test_a_molecule_in_several_subsets_has_every_family_once():
+    subsets = ["SPICE PubChem Set 1 v1", "SPICE PubChem Set 2 v1", "SPICE Dipeptides v1"]
+    assert family_of_all(subsets) == "PubChem; dipeptides"
+    assert len({*MACE_OFF}) == 7
+
+
+def test_version_2_keeps_what_the_rule_selects_and_says_what_was_found(tmp_path: Path):
+    file = str(write_spice_2(tmp_path / "SPICE-2.0.1.hdf5"))
+    summary = convert([file], tmp_path / "out", SpiceOptions(split=TRAIN_ONLY).convert_options())
+    found = {key: data["subset_family"] for key, (_, data) in stored(tmp_path / "out").items()}
+    assert found == {
+        ("103914790", 0): "PubChem",
+        ("103914790", 1): "PubChem",
+        ("solvated", 0): "solvated PubChem",
+        ("water dimer", 0): "water",
+        ("water dimer", 1): "water",
+        ("water dimer", 2): "water",
+        ("qmugs", 0): "QMugs",
+        ("ALA ligand", 0): "amino acids with ligands",
+    }
+    assert stored(tmp_path / "out")["qmugs", 0][1]["subset"] == "QMugs"
+    assert sorted(skip["detail"] for skip in summary["skipped"]) == [
+        *["holds B"] * 2,
+        "holds K",
+        "holds Si",
+        *["the charge is +1"] * 2,
+    ]
+    assert summary["notes"] == [
+        published_sets.RULE_ALONE,
+        "structures by subset: PubChem 2, QMugs 1, amino acids with ligands 1, solvated PubChem 1, water 3",
+        "MACE-OFF's set holds more, of which nothing is among these: DES370K monomers, DES370K dimers, dipeptides, "
+        "solvated amino acids",
+        "no part of MACE-OFF's set, and kept here: amino acids with ligands, solvated PubChem",
+        "not stored: mayer_indices, scf_dipole",
+    ]
+
+
+def test_the_conformations_of_several_molecules_beside_each_other_stay_together(tmp_path: Path):
+    file = str(write_spice_2(tmp_path / "SPICE-2.0.1.hdf5"))
+    options = SpiceOptions(split=SplitOptions(parts=(0.4, 0.3, 0.3))).convert_options()
+    convert([file], tmp_path / "out", options)
+    homes = [{sid for sid, _ in stored(tmp_path / "out" / split)} for split in ("train", "val", "test")]
+    assert all(homes)
+    assert sum(map(len, homes)) == 5  # no molecule is in two of them
+
+
+def test_without_subsets_nothing_is_said_about_them(tmp_path: Path):
+    groups = {
+        "a": spice_group("C", [6], subset=()),
+        "b": spice_group("CC", [6], subset=("SPICE Dipeptides v1",), seed=1),
+    }
+    del groups["a"]["subset"]
+    options = SpiceOptions(split=TRAIN_ONLY).convert_options()
+    notes = convert([str(write_spice(tmp_path / "s.hdf5", groups))], tmp_path / "some", options)["notes"]
+    assert "structures by subset: not named 1, dipeptides 1" in notes
+    del groups["b"]
+    notes = convert([str(write_spice(tmp_path / "t.hdf5", groups))], tmp_path / "none", options)["notes"]
+    assert published_sets.RULE_ALONE in notes
+    assert not [note for note in notes if "subset" in note or "MACE-OFF's set" in note]
+
+
+def test_what_is_counted_is_cut_with_the_structures(tmp_path: Path):
+    families = ("SPICE PubChem Set 1 v1", "SPICE Dipeptides v1")
+    groups = {f"m{k}": spice_group(f"C{k}", [6], subset=(families[k % 2],), seed=k) for k in range(9)}
+    write_spice(tmp_path / "s.hdf5", groups)
+    options = SpiceOptions(split=SplitOptions(parts=(1.0,)), limit=4).convert_options()
+    notes = convert([str(tmp_path / "s.hdf5")], tmp_path / "out", options)["notes"]
+    assert "structures by subset: PubChem 2, dipeptides 2" in notes
+    assert len(stored(tmp_path / "out")) == 4
+    everything = replace(options, limit=None)
+    notes = convert([str(tmp_path / "s.hdf5")], tmp_path / "all", everything)["notes"]
+    assert "structures by subset: PubChem 5, dipeptides 4" in notes
+
+
+def test_partial_charges_are_kept_for_every_conformation(tmp_path: Path):
+    charges = np.array([[[0.25], [-0.25]], [[0.5], [-0.5]]], dtype=np.float32)
+    groups = {
+        "with": spice_group("[H][F]", [1, 9], frames=2, mbis_charges=charges),
+        "flat": spice_group("[H][Cl]", [1, 17], frames=2, mbis_charges=charges[..., 0], seed=1),
+        "without": spice_group("[H][H]", [1, 1], frames=2, mbis_charges=None, seed=2),
+    }
+    summary = convert([str(write_spice(tmp_path / "s.hdf5", groups))], tmp_path / "out", ALL)
+    found = stored(tmp_path / "out")
+    for name in ("with", "flat"):
+        kept = [found[name, fid][1]["mbis_charges"] for fid in range(2)]
+        assert [charge.tolist() for charge in kept] == [[0.25, -0.25], [0.5, -0.5]]
+        assert found[name, 0][1]["charge"] == 0  # that of the molecule, which is something else
+    assert "mbis_charges" not in found["without", 0][1]
+    assert summary["notes"] == []
+
+
+@pytest.mark.parametrize(
+    ("charges", "unit", "message"),
+    [
+        (np.zeros((2, 3, 1)), None, "'mbis_charges' has shape (2, 3, 1) instead of (2, 2, 1)"),
+        (np.zeros((1, 2, 1)), None, "'mbis_charges' has shape (1, 2, 1) instead of (2, 2, 1)"),
+        (np.zeros((2, 2, 3)), None, "'mbis_charges' has shape (2, 2, 3) instead of (2, 2, 1)"),
+        (np.zeros((2, 2, 1)), "coulomb", "the units of 'mbis_charges' are 'coulomb'; known here is elementary_charge"),
+    ],
+)
+def test_partial_charges_that_do_not_fit_are_reported(
+    tmp_path: Path, charges: np.ndarray, unit: str | None, message: str
+):
+    groups = {
+        "bad": spice_group("[H][F]", [1, 9], frames=2, mbis_charges=charges),
+        "good": spice_group("[H][Cl]", [1, 17], seed=1),
+    }
+    file = write_spice(tmp_path / "s.hdf5", groups, {**SPICE_UNITS, "mbis_charges": unit})
+    if unit is not None:
+        with h5py.File(file, "a") as content:
+            content["good/mbis_charges"].attrs["units"] = "elementary_charge"
+    summary = convert([str(file)], tmp_path / "out", ALL)
+    assert list(stored(tmp_path / "out")) == [("good", 0)]
+    assert [skip["detail"] for skip in summary["skipped"]] == [f"bad: {message}"] * 2
+
+
+def test_what_is_not_read_is_named(tmp_path: Path):
+    further = {"mbis_dipoles": np.zeros((1, 1, 3)), "scf_quadrupole": np.zeros((1, 3, 3)), "a new one": [1.0]}
+    groups = {"a": spice_group("C", [6]) | further, "b": spice_group("CC", [6], seed=1)}
+    summary = convert([str(write_spice(tmp_path / "s.hdf5", groups))], tmp_path / "out", ALL)
+    assert summary["notes"] == ["not stored: a new one, mbis_dipoles, scf_quadrupole"]
+    assert not {"mbis_dipoles", "a new one"} & set(stored(tmp_path / "out")["a", 0][1])
 
 
 def test_total_energies_get_references_and_formation_energies_none(tmp_path: Path):
@@ -108,8 +260,14 @@ def test_the_selection_names_what_it_leaves_out(tmp_path: Path):
         "the charge is not known",
     ]
     assert list(stored(tmp_path / "out")) == [("water", 0)]
-    assert "published lists of molecules are not reproduced" in " ".join(summary["notes"])
-    assert "clusters of water are not in SPICE 1.1.4" in " ".join(summary["notes"])
+    assert summary["notes"][:4] == [
+        published_sets.RULE_ALONE,
+        "structures by subset: a subset 1",
+        "MACE-OFF's set holds more, of which nothing is among these: PubChem, DES370K monomers, DES370K dimers, "
+        "dipeptides, solvated amino acids, water, QMugs",
+        "no part of MACE-OFF's set, and kept here: a subset",
+    ]
+    assert "published lists of molecules are not reproduced" in published_sets.RULE_ALONE
     summary = convert([str(tmp_path / "s.hdf5")], tmp_path / "all", ALL)
     assert (summary["usable"], summary["notes"]) == (4, [])
     assert stored(tmp_path / "all")["ammonium", 0][1]["charge"] == 1
@@ -258,9 +416,18 @@ def test_the_plain_command_reads_it_too(tmp_path: Path):
 def test_a_piece_of_the_real_file_agrees_with_its_conversion_by_others(tmp_path: Path, shared: Path):
     file = shared / "data/raw_formats/spice/SPICE-1.1.4_n2.hdf5"
     options = SpiceOptions(split=TRAIN_ONLY, selection="all", energy="total").convert_options()
-    convert([str(file)], tmp_path / "out", options)
+    summary = convert([str(file)], tmp_path / "out", options)
     found = stored(tmp_path / "out")
     assert len(found) == 55
+    assert [note for note in summary["notes"] if note.startswith("not stored")] == [
+        "not stored: mayer_indices, mbis_dipoles, mbis_octupoles, mbis_quadrupoles, scf_dipole, scf_quadrupole, "
+        "wiberg_lowdin_indices"
+    ]
+    assert {data["subset_family"] for _, data in found.values()} == {"PubChem", "DES370K dimers"}
+    charged = [data for _, data in found.values() if "mbis_charges" in data]
+    assert len(charged) >= 5
+    for data in charged:
+        assert data["mbis_charges"].sum() == pytest.approx(data["charge"], abs=1e-3)
     compared = 0
     for other in ase.io.read(shared / "data/spice_63.extxyz", ":"):
         key = (str(other.info["name"]), int(other.info["conformer"]))

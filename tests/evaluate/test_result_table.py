@@ -85,8 +85,8 @@ def test_some_sets_of_a_benchmark_have_no_mean_and_say_so():
 
 def test_spice_rows_are_subsets_and_their_mean_is_weighted_by_configurations():
     found = {"test": {"water": totals(10, 0.02, 0.01), "dimers": totals(30, 0.06, 0.05)}}
-    table = errors_table(found, preset=preset_of("spice"), group_by="subset")
-    assert table.label == "subset"
+    table = errors_table(found, preset=preset_of("spice"), group_by="subset_family")
+    assert table.label == "subset_family"
     assert [row.label for row in table.rows] == ["dimers", "water", "weighted mean"]
     assert [row.values["energy_per_atom_mae"] for row in table.rows] == pytest.approx([30, 10, 25])
     assert [row.values["forces_mae"] for row in table.rows] == pytest.approx([50, 10, 40])

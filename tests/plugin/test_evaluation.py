@@ -190,7 +190,7 @@ def labelled_molecules(path: Path, *, subset: bool = True, stress: bool = False)
             if stress:
                 results["stress"] = np.zeros(6)
             atoms.calc = SinglePointCalculator(atoms, **results)
-            data = {"sid": sample.sid, "fid": 0, "subset": ["odd", "even"][row % 2]}
+            data = {"sid": sample.sid, "fid": 0, "subset_family": ["odd", "even"][row % 2]}
             database.write(atoms, data=data if subset else {"sid": sample.sid, "fid": 0})
     return path
 
@@ -205,7 +205,7 @@ def test_ase_databases_are_read_whatever_format_was_trained_on(configured, tmp_p
     assert "SPICE by subset" in printed
     assert "without a logarithm" in printed  # beside the published ones, which are called log-weighted
     with (tmp_path / "out/metrics.csv").open() as file:
-        rows = {row["subset"]: row for row in csv.DictReader(file)}
+        rows = {row["subset_family"]: row for row in csv.DictReader(file)}
     assert list(rows) == ["even", "odd", "weighted mean"]
     assert float(rows["even"]["energy_per_atom_mae_meV_per_atom"]) == pytest.approx(1000)
     assert float(rows["odd"]["energy_per_atom_mae_meV_per_atom"]) == pytest.approx(52.5, rel=1e-5)
@@ -290,7 +290,10 @@ def faults(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no label": ([known, f"a={tmp_path}/bare.lmdb"], "structure 1 (sid bare): has no label 'energy'"),
         "no stress": ([stressed, f"a={tmp_path}/plain.aselmdb"], 'structure 0: The property "stress" is not available'),
         "NaN": ([known, f"a={tmp_path}/nan.lmdb"], "the label 'energy' is not finite for sid 'nan'"),
-        "no subset": ([known, f"a={tmp_path}/plain.aselmdb", "--table", "spice"], "structure 0: has no 'subset'"),
+        "no subset": (
+            [known, f"a={tmp_path}/plain.aselmdb", "--table", "spice"],
+            "structure 0: has no 'subset_family'",
+        ),
         "no group": ([known, good, "--group-by", "kind"], "structure 0 (sid a): has no 'kind' in its data"),
         "table": ([known, good, "--table", "oc21"], "unknown table 'oc21' (did you mean"),
         "name": ([known, good, "--table", "oc20"], "'a': not in the table OC20"),

@@ -15,7 +15,8 @@ from escaip_fairchem.errors import DataError
 from .checks import Reason
 from .schema import FrameTable, IntArray
 from .sources import Chunk
-from .staging import NO_GROUP, StagedChunk, StagedRows, load_staged
+from .staging import NO_WORD, StagedChunk, StagedRows, load_staged
+from .words import Words
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Collection:
     Attributes:
         table: Their numbers.
         name: File and position of each, shape (n,).
-        group: What each must stay together with, shape (n,).
+        group: What each must stay together with, n words.
+        counted: What the report counts each as, n words.
         chunk: Where each row is staged, shape (n,).
         offset: Place in the chunk's file, shape (n,), bytes.
         length: Length of the row, shape (n,), bytes.
@@ -46,7 +48,8 @@ class Collection:
 
     table: FrameTable
     name: NDArray[np.str_]
-    group: NDArray[np.str_]
+    group: Words
+    counted: Words
     chunk: IntArray
     offset: IntArray
     length: IntArray
@@ -75,7 +78,8 @@ def collect(chunks: Sequence[Chunk], folder: Path, limit: int | None = None) -> 
     return Collection(
         table=table,
         name=np.array(names, dtype=np.str_),
-        group=np.concatenate([item.group for item in staged] or [np.empty(0, dtype=np.str_)]),
+        group=Words.concatenate([item.group for item in staged]),
+        counted=Words.concatenate([item.counted for item in staged]),
         chunk=np.repeat([chunk.number for chunk in chunks[: len(staged)]], [len(item.table) for item in staged]),
         offset=_joined([item.offset for item in staged]),
         length=_joined([item.length for item in staged]),
@@ -89,20 +93,26 @@ def collect(chunks: Sequence[Chunk], folder: Path, limit: int | None = None) -> 
     )
 
 
-def groups_for_split(collection: Collection, key: str) -> NDArray[np.str_]:
-    """Name every structure's group; one without the key is a group by itself.
+def groups_for_split(collection: Collection, key: str) -> IntArray:
+    """Number the groups of all structures; one without the key is a group by itself.
+
+    Returns:
+        Shape (n,). Numbers have the order of the groups' names, those without the key behind them in the order of
+        files and positions as text: where two groups are as good, the order decides between them.
 
     Raises:
         DataError: No structure has the key.
     """
-    unknown = collection.group == NO_GROUP
+    unknown = collection.group.is_word(NO_WORD)
     if unknown.all():
         raise DataError(
             f"--split-by {key}: no structure has an entry {key!r} in its info; 'file' keeps the structures of a file "
             f"together"
         )
-    alone = np.char.add("structure ", collection.name)
-    return np.where(unknown, alone, np.char.add("group ", collection.group))
+    groups = collection.group.number.copy()
+    _, alone = np.unique(collection.name[unknown], return_inverse=True)
+    groups[unknown] = len(collection.group.known) + alone.reshape(-1)
+    return groups
 
 
 def _pairs(chunks: Sequence[Chunk], staged: Sequence[StagedChunk]) -> Iterator[tuple[Chunk, StagedChunk]]:
@@ -132,7 +142,8 @@ def _before(item: StagedChunk, end: int) -> StagedChunk:
         item,
         table=item.table.take(keep),
         position=item.position[keep],
-        group=item.group[keep],
+        group=item.group.take(keep),
+        counted=item.counted.take(keep),
         offset=item.offset[keep],
         length=item.length[keep],
         skipped=[skip for skip in item.skipped if skip[0] < end],

@@ -25,11 +25,12 @@ from .dataset_yaml import Section, render, scale_files
 from .manifest import Manifest
 from .notes import notes
 from .options import ConvertOptions
+from .plans import plan_once
 from .pool import ordered_map
 from .progress import track
 from .report import full_text, skip_table, summarize
 from .schema import FloatArray, FrameTable, IntArray
-from .sources import file_state, find_files, plan_chunks
+from .sources import file_state, find_files
 from .splits import SPLITS, divide
 from .staging import StagingOptions, stager
 from .statistics import Normalizer, fit_element_references, fit_normalizers
@@ -83,9 +84,10 @@ def convert(
     with claim(out, manifest, outputs=OUTPUTS, overwrite=overwrite) as claimed:
         if claimed.complete:
             return dict(json.loads((out / "summary.json").read_text(encoding="utf-8")))
-        chunks = plan_chunks(sources, form=options.form, limit=options.limit)
         claimed.staged.mkdir(exist_ok=True)
-        stage = stager(StagingOptions(options.labels, options.limits, options.split_by), claimed.staged)
+        chunks = plan_once(sources, claimed.staged, form=options.form, limit=options.limit, show_progress=show_progress)
+        reading = StagingOptions(options.labels, options.limits, options.split_by, options.count_by)
+        stage = stager(reading, claimed.staged)
         for _ in track(
             ordered_map(stage, chunks, workers), total=len(chunks), title="reading", unit="chunks", show=show_progress
         ):

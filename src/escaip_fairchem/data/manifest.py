@@ -12,7 +12,7 @@ from escaip_fairchem.errors import DataError
 
 from .writer import save_text
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)

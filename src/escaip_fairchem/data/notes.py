@@ -11,7 +11,7 @@ from .collection import Collection
 from .options import ConvertOptions
 from .schema import IntArray
 from .splits import SPLITS
-from .staging import NO_GROUP
+from .staging import NO_WORD
 from .statistics import Normalizer, float32_loss
 
 NOTICEABLE_ROUNDING = 1e-3  # eV
@@ -35,7 +35,7 @@ def notes(
         normalizers: Fitted to the training split.
     """
     return [
-        *options.remarks,
+        *(options.remarks(collection.counted.counts()) if options.remarks is not None else ()),
         *_about_energy(collection, options, labels, normalizers),
         *_about_labels(collection, labels, normalizers),
         *_about_names(collection, options),
@@ -104,7 +104,7 @@ def _about_names(collection: Collection, options: ConvertOptions) -> Iterator[st
 def _about_splits(collection: Collection, splits: Mapping[str, IntArray], options: ConvertOptions) -> Iterator[str]:
     if options.limit is not None:
         yield f"at most the first {options.limit} structures were read (--limit)"
-    if options.split_by is not None and (loose := int((collection.group == NO_GROUP).sum())):
+    if options.split_by is not None and (loose := int(collection.group.is_word(NO_WORD).sum())):
         yield f"{loose} structures have no {options.split_by} in their info and were divided one by one"
     for split, part in zip(SPLITS, options.split.parts, strict=False):
         if part > 0 and len(splits[split]) == 0:

@@ -241,7 +241,7 @@ def _add_up(shards: ShardSet, options: OC20Options) -> _Sums:
         sums.tally += shard.tally
         sums.read += shard.read
         sums.notes += [f"{unit.source.path} {remark}" for remark in shard.remarks]
-        sums.prebuilt_labels |= is_prebuilt(unit) and not set(LABELS).isdisjoint(shard.fields)
+        sums.prebuilt_labels |= is_prebuilt(unit) and not LABELS.isdisjoint(shard.fields)
     sums.files = gather(shards, options.shard_rows)
     return sums
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ase.io.formats import ioformats
@@ -31,7 +32,8 @@ class ConvertOptions:
             which fairchem collates them, rounds away what matters.
         limit: Read this many structures at most.
         shard_rows: Structures per file.
-        remarks: Sentences for the report, about what the other options mean.
+        count_by: Entry of ``info`` by whose values usable structures are counted.
+        remarks: Makes sentences for the report, about what the other options mean, from these counts; None: none.
     """
 
     form: str | None = None
@@ -43,7 +45,8 @@ class ConvertOptions:
     subtract_references: bool = False
     limit: int | None = None
     shard_rows: int = SHARD_ROWS
-    remarks: tuple[str, ...] = ()
+    count_by: str | None = None
+    remarks: Callable[[Mapping[str, int]], Iterable[str]] | None = None
 
     def __post_init__(self) -> None:
         _check_format(self.form)

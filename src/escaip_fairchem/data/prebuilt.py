@@ -2,6 +2,10 @@
 
 Records are pickled ``torch_geometric`` graphs, of version 1 or 2 of that library, under the keys 0 … n − 1; a further
 key ``length`` holds n. Unpickling runs code, so only files from people one trusts should be read.
+
+Labels are called ``y`` and ``force`` in what was published, ``energy`` and ``forces`` in what the preprocessing of
+fairchem-core 1.10 writes. The configurations' ``key_mapping`` renames the former; fairchem passes over names that are
+not there.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +32,9 @@ from .shards import Shard, ShardBuilder, Unit
 from .sources import describe, real_path
 
 SYSTEM = ("pos", "cell", "atomic_numbers", "natoms", "fixed", "sid", "fid")
-LABELS = ("y", "force")
+ENERGY = ("y", "energy")
+FORCES = ("force", "forces")
+LABELS = frozenset({*ENERGY, *FORCES})
 OC22 = ("oc22", "nads")
 EDGES = frozenset({"edge_index", "cell_offsets", "distances"})
 LENGTH = b"length"
@@ -46,7 +53,8 @@ class Contract:
 
     Attributes:
         labels: Energy and forces; test sets have none.
-        oc22: OC22's format, whose reader in fairchem needs two more fields and drops stored edges.
+        oc22: OC22's format, whose reader in fairchem needs two more fields, knows no other names of labels than the
+            published ones, and drops stored edges.
         sum_references: Gather the sums that energies per element are fitted to and judged by.
     """
 
@@ -55,9 +63,10 @@ class Contract:
     sum_references: bool = False
 
     @property
-    def required(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return (*SYSTEM, *(LABELS if self.labels else ()), *(OC22 if self.oc22 else ()))
+    def required(self) -> tuple[tuple[str, ...], ...]:
+        """Names of the fields, each with those that may stand in its place."""
+        labels = tuple(names[:1] if self.oc22 else names for names in (ENERGY, FORCES)) if self.labels else ()
+        return (*((name,) for name in SYSTEM), *labels, *((name,) for name in (OC22 if self.oc22 else ())))
 
 
 def decode_record(value: bytes) -> dict[str, Any]:
@@ -162,9 +171,9 @@ def _look_at(value: bytes | None, position: int, contract: Contract, builder: Sh
 
 
 def _examine(fields: dict[str, Any], contract: Contract, builder: ShardBuilder) -> Structure | Problem:
-    missing = [name for name in contract.required if name not in fields]
-    if missing:
-        return Problem(Reason.MALFORMED_RECORD, f"has no {', '.join(missing)}")
+    faults = _wrong_fields(fields, contract)
+    if faults:
+        return Problem(Reason.MALFORMED_RECORD, faults)
     names = tuple(sorted(set(fields) - (EDGES if contract.oc22 else frozenset())))
     builder.fields = builder.fields or names
     if names != builder.fields:
@@ -174,6 +183,16 @@ def _examine(fields: dict[str, Any], contract: Contract, builder: ShardBuilder) 
         )
     structure = _structure(fields, contract)
     return find_problem(structure, Limits(require=(), min_distance=0.0, max_force=float("inf"))) or structure
+
+
+def _wrong_fields(fields: Mapping[str, Any], contract: Contract) -> str:
+    """Say which fields are missing, or there under both of their names; empty where nothing is wrong."""
+    missing = [names for names in contract.required if fields.keys().isdisjoint(names)]
+    if missing:
+        others = ", ".join(name for names in missing for name in names[1:])
+        return f"has no {', '.join(names[0] for names in missing)}" + (f", nor {others}" if others else "")
+    twice = [names for names in (ENERGY, FORCES) if fields.keys() >= set(names)]
+    return "; ".join(f"has both {' and '.join(names)}, and fairchem cannot rename one to the other" for names in twice)
 
 
 def field_differences(first: tuple[str, ...], second: tuple[str, ...]) -> str:
@@ -199,9 +218,13 @@ def _structure(fields: dict[str, Any], contract: Contract) -> Structure:
         pbc=pbc,
         tags=np.zeros(count, dtype=np.int64),
         fixed=_numbers(fields, "fixed", (count,)).astype(bool),
-        energy=_scalar(fields, "y") if contract.labels else None,
-        forces=_numbers(fields, "force", (count, 3)) if contract.labels else None,
+        energy=_scalar(fields, _present(fields, ENERGY)) if contract.labels else None,
+        forces=_numbers(fields, _present(fields, FORCES), (count, 3)) if contract.labels else None,
     )
+
+
+def _present(fields: Mapping[str, Any], names: Sequence[str]) -> str:
+    return next(name for name in names if name in fields)
 
 
 def _numbers(fields: dict[str, Any], name: str, shape: tuple[int, ...]) -> FloatArray:

@@ -6,7 +6,7 @@ What such a set holds is kept as it is: neither close atoms nor large forces are
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from .checks import Limits
 from .convert import convert
 from .labels import LabelOptions
 from .options import ConvertOptions
+from .raw.spice import FAMILY
+from .raw.spice_families import MACE_OFF
 from .sources import find_files
 from .splits import SplitOptions
+from .staging import NO_WORD
 
 EVERYTHING = {"min_distance": 0.0, "max_force": float("inf")}
 MACE_OFF_ELEMENTS = tuple(atomic_numbers[symbol] for symbol in ("H", "C", "N", "O", "F", "P", "S", "Cl", "Br", "I"))
@@ -29,7 +32,7 @@ SPICE_KEYS = {"formation": "formation_energy", "total": "dft_total_energy"}
 MPTRJ_KEYS = {"corrected": "corrected_total_energy", "uncorrected": "uncorrected_total_energy"}
 RULE_ALONE = (
     "molecules were selected by the rule of MACE-OFF (its ten elements, no charge) and divided by seed; its published "
-    "lists of molecules are not reproduced, and its molecules from QMugs and clusters of water are not in SPICE 1.1.4"
+    "lists of molecules are not reproduced"
 )
 PREFIX = re.compile(r"^r?md\d\d_")
 
@@ -87,8 +90,28 @@ class SpiceOptions(Common):
             # Formation energies are referenced already.
             linear_references=self.energy == "total" or self.subtract_references,
             subtract_references=self.subtract_references,
-            remarks=(RULE_ALONE,) if selected else (),
+            count_by=FAMILY if selected else None,
+            remarks=about_selection if selected else None,
         )
+
+
+def about_selection(found: Mapping[str, int]) -> Iterator[str]:
+    """Say what a selection by MACE-OFF's rule has in common with MACE-OFF's set.
+
+    Args:
+        found: Structures by family of subsets.
+    """
+    yield RULE_ALONE
+    families = {family for names in found for family in names.split("; ")} - {NO_WORD}
+    if not families:
+        return
+    yield "structures by subset: " + ", ".join(f"{name or 'not named'} {count}" for name, count in found.items())
+    lacking = [family for family in MACE_OFF if family not in families]
+    if lacking:
+        yield f"MACE-OFF's set holds more, of which nothing is among these: {', '.join(lacking)}"
+    others = sorted(families - set(MACE_OFF))
+    if others:
+        yield f"no part of MACE-OFF's set, and kept here: {', '.join(others)}"
 
 
 @dataclass(frozen=True, kw_only=True)

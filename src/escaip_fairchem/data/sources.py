@@ -24,7 +24,8 @@ from ase.io.vasp import iread_vasp_out
 from escaip_fairchem.errors import DataError
 
 from .faults import refuse_fault_of_machine
-from .xyz import BrokenFrameError, FrameIndex, index_frames, read_frames
+from .progress import watch
+from .xyz import BrokenFrameError, Part, index_frames, read_frames
 
 Kind = Literal["xyz", "database", "trajectory", "raw", "other"]
 CHUNK_FRAMES = 500
@@ -194,27 +195,45 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def plan_chunks(sources: Sequence[Source], *, form: str | None = None, limit: int | None = None) -> list[Chunk]:
+def plan_chunks(
+    sources: Sequence[Source], *, form: str | None = None, limit: int | None = None, show_progress: bool = False
+) -> list[Chunk]:
     """Divide files into chunks. The plan depends on the files alone, never on the number of workers.
 
     Args:
         sources: The files.
         form: ASE's name of the format of all files; None recognises each.
         limit: Plan for this many structures; more may be planned where a file does not tell how many it holds.
+        show_progress: Report on standard error; files that have to be searched through take minutes.
 
     Returns:
         Chunks in the order of files and structures.
     """
-    chunks: list[Chunk] = []
+    sizes = [source.path.stat().st_size if source.path.is_file() else 0 for source in sources]
+    starts = dict(zip(sources, itertools.accumulate(sizes, initial=0), strict=False))
+    found = watch(
+        _all_chunks(sources, form, limit),
+        total=sum(sizes),
+        title="looking for structures",
+        reach=lambda chunk: starts[chunk.source] + (chunk.spans[-1].end if chunk.spans else chunk.offset),
+        size=lambda chunk: chunk.count or 0,
+        show=show_progress,
+    )
+    return [_numbered(chunk, number) for number, chunk in enumerate(found)]
+
+
+def _all_chunks(sources: Sequence[Source], form: str | None, limit: int | None) -> Iterator[Chunk]:
     planned = 0
     for source in sources:
-        found = list(_chunks_of(source, form, None if limit is None else limit - planned))
-        for chunk in found or [Chunk(number=0, source=source, kind="other", form="", failure=NO_STRUCTURE)]:
-            chunks.append(_numbered(chunk, len(chunks)))
+        empty = True
+        for chunk in _chunks_of(source, form, None if limit is None else limit - planned):
+            empty = False
             planned += chunk.count or 0
+            yield chunk
+        if empty:
+            yield Chunk(number=0, source=source, kind="other", form="", failure=NO_STRUCTURE)
         if limit is not None and planned >= limit:
-            break
-    return chunks
+            return
 
 
 def _numbered(chunk: Chunk, number: int) -> Chunk:
@@ -286,13 +305,16 @@ def _require_systems(path: Path) -> None:
         raise DataError("an SQLite file, but no database of ASE: it has no table 'systems'")
 
 
-def _xyz_chunks(source: Source, form: str, index: FrameIndex) -> Iterator[Chunk]:
-    for part in index.parts:
-        yield Chunk(
-            number=0, source=source, kind="xyz", form=form, start=part.start, count=part.count, offset=part.offset
-        )
-    if index.failure:
-        yield Chunk(number=0, source=source, kind="xyz", form=form, start=index.frames, failure=index.failure)
+def _xyz_chunks(source: Source, form: str, parts: Iterator[Part]) -> Iterator[Chunk]:
+    frames = 0
+    try:
+        for part in parts:
+            yield Chunk(
+                number=0, source=source, kind="xyz", form=form, start=part.start, count=part.count, offset=part.offset
+            )
+            frames = part.start + part.count
+    except BrokenFrameError as error:
+        yield Chunk(number=0, source=source, kind="xyz", form=form, start=frames, failure=str(error))
 
 
 def _equal_chunks(source: Source, kind: Kind, form: str, count: int, rows: Sequence[int] = ()) -> Iterator[Chunk]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,14 +89,14 @@ def check_seed(seed: int) -> None:
         raise DataError(f"--seed must be a whole number, 0 or above; got {seed}")
 
 
-def divide(count: int, options: SplitOptions, groups: NDArray[np.str_] | None = None) -> dict[str, IntArray]:
+def divide(count: int, options: SplitOptions, groups: NDArray[Any] | None = None) -> dict[str, IntArray]:
     """Divide structures 0 … count − 1.
 
     Args:
         count: Number of structures.
         options: How.
-        groups: Name of every structure's group, shape (count,); a group never spans two splits, at the price of
-            sizes that are only close to those asked for. None: every structure by itself.
+        groups: Number or name of every structure's group, shape (count,); a group never spans two splits, at the price
+            of sizes that are only close to those asked for. None: every structure by itself.
 
     Returns:
         The rows of every split, in the order in which they are stored. With counts, rows may be left over.
@@ -112,7 +113,7 @@ def divide(count: int, options: SplitOptions, groups: NDArray[np.str_] | None = 
     return {name: piece.astype(np.int64) for name, piece in zip(SPLITS, pieces, strict=False)}
 
 
-def _divide_groups(order: IntArray, groups: NDArray[np.str_], sizes: Sequence[int]) -> list[IntArray]:
+def _divide_groups(order: IntArray, groups: NDArray[Any], sizes: Sequence[int]) -> list[IntArray]:
     """Give group after group, in the order of their first members, to the split that lacks most structures.
 
     Where counts leave structures over, the last "split" stands for those, and is dropped.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,16 +11,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from ase import Atoms
-from numpy.typing import NDArray
 
 from .checks import Limits, Problem, Reason, find_problem
 from .faults import refuse_fault_of_machine, writing
 from .labels import LabelError, LabelOptions, left_out, similar_keys, to_structure
 from .schema import FrameTable, IntArray, Structure, numbers_of
 from .sources import Chunk, Unreadable, describe, read_chunk
+from .words import Words
 from .writer import encode_ase_row, new_file, save_npz
 
-NO_GROUP = ""
+NO_WORD = ""
 COLUMNS = tuple(FrameTable.__dataclass_fields__)
 MISSING = {Reason.MISSING_ENERGY: "energy", Reason.MISSING_FORCES: "forces", Reason.MISSING_STRESS: "stress"}
 
@@ -32,11 +33,13 @@ class StagingOptions:
         labels: Where the labels are.
         limits: What is usable.
         group_key: Name in ``info`` of what must stay together; ``file`` for the file itself; None for nothing.
+        count_key: Name in ``info`` of what the report counts; None for nothing.
     """
 
     labels: LabelOptions
     limits: Limits
     group_key: str | None = None
+    count_key: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,8 @@ class StagedChunk:
     Attributes:
         table: Numbers of the usable ones, n rows.
         position: Their numbers in the file, shape (n,).
-        group: What each must stay together with, shape (n,); empty where nothing is known.
+        group: What each must stay together with, n words; empty where nothing is known.
+        counted: What the report counts each as, n words; empty likewise.
         offset: Where their encoded rows start in the chunk's file, shape (n,), bytes.
         length: How long the rows are, shape (n,), bytes.
         skipped: Number in the file, reason and detail of the others.
@@ -55,7 +59,8 @@ class StagedChunk:
 
     table: FrameTable
     position: IntArray
-    group: NDArray[np.str_]
+    group: Words
+    counted: Words
     offset: IntArray
     length: IntArray
     skipped: list[tuple[int, Reason, str]]
@@ -69,6 +74,7 @@ class _Harvest:
     columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     positions: list[int] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)
+    counted: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     skipped: list[tuple[int, Reason, str]] = field(default_factory=list)
     left_out: set[str] = field(default_factory=set)
@@ -77,7 +83,8 @@ class _Harvest:
         for name, value in usable.numbers.items():
             self.columns[name].append(value)
         self.positions.append(position)
-        self.groups.append(usable.group)
+        self.groups.append(sys.intern(usable.group))  # many structures, few groups
+        self.counted.append(sys.intern(usable.counted))
         self.lengths.append(length)
         self.left_out |= usable.left_out
 
@@ -87,6 +94,7 @@ class _Usable:
     row: bytes
     numbers: dict[str, Any]
     group: str
+    counted: str
     left_out: set[str]
 
 
@@ -142,7 +150,8 @@ def _process(item: Atoms | Unreadable, chunk: Chunk, position: int, options: Sta
     return _Usable(
         row=encode_ase_row(outcome),
         numbers=numbers_of(outcome),
-        group=_group(item, chunk, options.group_key),
+        group=_word(item, chunk, options.group_key),
+        counted=_word(item, chunk, options.count_key),
         left_out=left_out(item, options.labels),
     )
 
@@ -170,13 +179,13 @@ def _hint(atoms: Atoms, label: str, options: LabelOptions) -> str:
     return f"{under}; there is {', '.join(similar)} (--{label}-key)" if similar else under
 
 
-def _group(atoms: Atoms, chunk: Chunk, key: str | None) -> str:
+def _word(atoms: Atoms, chunk: Chunk, key: str | None) -> str:
     if key is None:
-        return NO_GROUP
+        return NO_WORD
     if key == "file":
         return chunk.source.name
     value = atoms.info.get(key)
-    return NO_GROUP if value is None else str(value)
+    return NO_WORD if value is None else str(value)
 
 
 def rows_path(folder: Path, number: int) -> Path:
@@ -196,7 +205,8 @@ def _save(path: Path, harvest: _Harvest) -> None:
         path,
         **{f"table_{name}": getattr(table, name) for name in COLUMNS},
         position=np.array(harvest.positions, dtype=np.int64),
-        group=np.array(harvest.groups, dtype=np.str_),
+        **Words.of(harvest.groups).arrays("group"),
+        **Words.of(harvest.counted).arrays("counted"),
         offset=offsets.astype(np.int64),
         length=np.array(harvest.lengths, dtype=np.int64),
         skipped_position=np.array([position for position, _, _ in skipped], dtype=np.int64),
@@ -213,7 +223,8 @@ def load_staged(folder: Path, number: int) -> StagedChunk:
         return StagedChunk(
             table=FrameTable(**{name: saved[f"table_{name}"] for name in COLUMNS}),
             position=saved["position"],
-            group=saved["group"],
+            group=Words.from_arrays("group", saved),
+            counted=Words.from_arrays("counted", saved),
             offset=saved["offset"],
             length=saved["length"],
             skipped=[(int(position), Reason(str(reason)), str(detail)) for position, reason, detail in skipped],

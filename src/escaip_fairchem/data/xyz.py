@@ -17,51 +17,43 @@ class Part:
     offset: int
 
 
-@dataclass(frozen=True)
-class FrameIndex:
-    """Where the frames of a file are.
-
-    Attributes:
-        parts: The frames, some at a time.
-        frames: Frames altogether.
-        failure: Why the file cannot be followed beyond them; empty at a regular end.
-    """
-
-    parts: list[Part]
-    frames: int
-    failure: str
-
-
 class BrokenFrameError(ValueError):
     """The file does not go on with a whole frame."""
 
 
-def index_frames(path: Path, frames_per_part: int, limit: int | None = None) -> FrameIndex:
+def index_frames(path: Path, frames_per_part: int, limit: int | None = None) -> Iterator[Part]:
     """Find where the frames of an xyz file start, without parsing them.
 
     Args:
         path: File, not compressed.
         frames_per_part: Frames per part.
         limit: Stop after this many frames.
+
+    Yields:
+        The frames, some at a time.
+
+    Raises:
+        BrokenFrameError: The file cannot be followed to its end; what was found before that has been yielded.
     """
-    starts: list[int] = []
-    frames = 0
-    failure = ""
+    frames = start = 0
+    broken: BrokenFrameError | None = None
     with path.open("rb") as stream:
         try:
             for offset, _ in read_frames(stream):
                 if frames == limit:
                     break
                 if frames % frames_per_part == 0:
-                    starts.append(offset)
+                    start = offset
                 frames += 1
+                if frames % frames_per_part == 0:
+                    yield Part(frames - frames_per_part, frames_per_part, start)
         except BrokenFrameError as error:
-            failure = str(error)
-    parts = [
-        Part(number * frames_per_part, min(frames_per_part, frames - number * frames_per_part), offset)
-        for number, offset in enumerate(starts)
-    ]
-    return FrameIndex(parts, frames, failure)
+            broken = error
+    rest = frames % frames_per_part
+    if rest:
+        yield Part(frames - rest, rest, start)
+    if broken is not None:
+        raise broken
 
 
 def read_frames(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:

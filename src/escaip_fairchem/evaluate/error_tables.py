@@ -76,7 +76,7 @@ PRESETS = {
     ),
     "oc22": Preset(title="OC22 S2EF-Total", columns=_OC_COLUMNS, sets=SPLITS["OC22"], mean=False),
     "spice": Preset(
-        title="SPICE by subset", columns=("energy_per_atom_mae", "forces_mae"), group_by="subset", mean=False
+        title="SPICE by subset", columns=("energy_per_atom_mae", "forces_mae"), group_by="subset_family", mean=False
     ),
     "mptrj": Preset(title="MPtrj", columns=("energy_per_atom_mae", "forces_mae", "stress_mae")),
 }

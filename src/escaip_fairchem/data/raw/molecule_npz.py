@@ -26,8 +26,9 @@ Arrays = Mapping[str, np.ndarray[Any, Any]]
 ENERGY_UNIT = "kcal/mol"
 LENGTH_UNIT = "Ang"
 LENGTHS = {"ang": 1.0, "angstrom": 1.0, "bohr": units.Bohr}
-# Superseded labels of the same frames, which rMD17 keeps beside its own.
+# rMD17 keeps more beside its own labels: superseded ones of the same frames, and the frames' numbers in MD17.
 SUPERSEDED = "old_"
+NUMBERS = "old_indices"
 XYZ = (".xyz", ".extxyz")
 
 
@@ -58,6 +59,7 @@ class _Dynamics:
         energy: Shape (M,), eV.
         forces: Shape (M, N, 3), eV/Å.
         info: What holds for all frames.
+        old_indices: Numbers of the frames in an earlier set, shape (M,), if the file has them.
     """
 
     numbers: IntArray
@@ -65,6 +67,7 @@ class _Dynamics:
     energy: FloatArray
     forces: FloatArray
     info: Mapping[str, Any]
+    old_indices: IntArray | None
 
 
 def _accepts(path: Path) -> bool:
@@ -95,6 +98,8 @@ def read(chunk: Chunk) -> Iterator[Atoms | Unreadable]:
     for number in range(chunk.start, chunk.start + (chunk.count or 0)):
         atoms = Atoms(numbers=dynamics.numbers, positions=dynamics.positions[number])
         atoms.info.update({**dynamics.info, "energy": dynamics.energy[number], "forces": dynamics.forces[number]})
+        if dynamics.old_indices is not None:
+            atoms.info[NUMBERS] = int(dynamics.old_indices[number])
         yield atoms
 
 
@@ -125,6 +130,7 @@ def _load(path: Path, stamp: int) -> _Dynamics:
             energy=energy.reshape(-1),
             forces=np.asarray(arrays[layout.forces], dtype=np.float64) * (energy_unit / length_unit),
             info=_about(arrays),
+            old_indices=np.asarray(arrays[NUMBERS], dtype=np.int64) if NUMBERS in arrays else None,
         )
     _check_shapes(dynamics, layout)
     return dynamics
@@ -138,6 +144,8 @@ def _check_shapes(dynamics: _Dynamics, layout: _Layout) -> None:
                 f"{name!r} has shape {array.shape}, which does not fit {layout.numbers!r} of shape "
                 f"{dynamics.numbers.shape} and {frames[0]} energies"
             )
+    if dynamics.old_indices is not None and dynamics.old_indices.shape != frames[:1]:
+        raise DataError(f"{NUMBERS!r} has shape {dynamics.old_indices.shape}, and there are {frames[0]} energies")
 
 
 def _energy_unit(arrays: Arrays) -> float:
@@ -158,7 +166,7 @@ def _length_unit(arrays: Arrays) -> float:
 
 def _about(arrays: Arrays) -> dict[str, Any]:
     theory = _text(arrays, "theory")
-    superseded = {name: NotStored() for name in arrays if name.startswith(SUPERSEDED)}
+    superseded = {name: NotStored() for name in arrays if name.startswith(SUPERSEDED) and name != NUMBERS}
     return superseded if theory is None else {**superseded, "theory": theory}
 
 

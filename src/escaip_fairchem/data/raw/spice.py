@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms, units
+from numpy.typing import NDArray
 
 from escaip_fairchem.data import sources
 from escaip_fairchem.data.faults import refuse_fault_of_machine
 from escaip_fairchem.data.schema import FloatArray
-from escaip_fairchem.data.sources import Chunk, RawFormat, Source, Unreadable, describe
+from escaip_fairchem.data.sources import Chunk, NotStored, RawFormat, Source, Unreadable, describe
 from escaip_fairchem.errors import DataError
+
+from .spice_families import family_of_all
 
 if TYPE_CHECKING:
     import h5py
@@ -28,6 +31,10 @@ GRADIENTS = {"hartree/bohr": units.Hartree / units.Bohr}
 ENERGY_KEYS = ("formation_energy", "dft_total_energy")
 CONFORMATIONS = "conformations"
 GRADIENT = "dft_total_gradient"
+CHARGES = "mbis_charges"
+CHARGE_UNIT = "elementary_charge"
+FAMILY = "subset_family"
+READ = frozenset({"atomic_numbers", CONFORMATIONS, *ENERGY_KEYS, GRADIENT, CHARGES, "smiles", "subset"})
 BRACKET_ATOM = re.compile(r"\[([^\[\]]*)\]")
 ATOM_NUMBER = re.compile(r":\d+$")
 CHARGE = re.compile(r"(\++|-+)(\d*)$")
@@ -116,6 +123,7 @@ def _frames(key: str, group: h5py.Group) -> Iterator[Atoms]:
     positions = _converted(group, CONFORMATIONS, LENGTHS, (count, len(numbers), 3))
     energies = {name: _converted(group, name, ENERGIES, (count,)) for name in ENERGY_KEYS if name in group}
     forces = -_converted(group, GRADIENT, GRADIENTS, positions.shape) if GRADIENT in group else None
+    charges = _charges(group, positions.shape[:2])
     info = _about(key, group)
     for number in range(count):
         atoms = Atoms(numbers=numbers, positions=positions[number])
@@ -123,6 +131,8 @@ def _frames(key: str, group: h5py.Group) -> Iterator[Atoms]:
         atoms.info.update({name: float(values[number]) for name, values in energies.items()})
         if forces is not None:
             atoms.info["forces"] = forces[number]
+        if charges is not None:
+            atoms.info[CHARGES] = charges[number]
         yield atoms
 
 
@@ -144,11 +154,29 @@ def _converted(group: h5py.Group, name: str, known: Mapping[str, float], shape: 
     return values * known[unit]
 
 
+def _charges(group: h5py.Group, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    """Read the atoms' partial charges in the precision of the file, shape (conformations, atoms), if there are any.
+
+    They are in elementary charges, where the file names no unit as well. NaN stands where the file has no charges.
+    """
+    if CHARGES not in group:
+        return None
+    dataset = group[CHARGES]
+    unit = _text(dataset.attrs.get("units"))
+    if unit not in (None, CHARGE_UNIT):
+        raise DataError(f"the units of {CHARGES!r} are {unit!r}; known here is {CHARGE_UNIT}")
+    if dataset.shape not in (shape, (*shape, 1)):
+        raise DataError(f"{CHARGES!r} has shape {dataset.shape} instead of {(*shape, 1)}")
+    return np.asarray(dataset[()]).reshape(shape)
+
+
 def _about(key: str, group: h5py.Group) -> dict[str, Any]:
-    """Collect what is known of a molecule: its name, subset, SMILES and charge."""
-    info: dict[str, Any] = {"sid": key, "molecule": key}
+    """Collect what is known of a molecule: its name, subset, SMILES and charge; and name what is not read."""
+    info: dict[str, Any] = {name: NotStored() for name in group if name not in READ}
+    info |= {"sid": key, "molecule": key}
     if "subset" in group:
-        info["subset"] = "; ".join(_texts(group["subset"]))
+        subsets = _texts(group["subset"])
+        info |= {"subset": "; ".join(subsets), FAMILY: family_of_all(subsets)}
     if "smiles" in group:
         smiles = ".".join(_texts(group["smiles"]))
         info |= {"smiles": smiles, "charge": formal_charge(smiles), "molecule": without_atom_numbers(smiles)}
