@@ -141,7 +141,9 @@ def _add_dynamics(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "structures", metavar="STRUCTURES", help="file, folder or pattern: what ASE reads, .jsonl(.gz), .zip of extxyz"
+        "structures",
+        metavar="STRUCTURES",
+        help="file, folder or pattern: converted data (.aselmdb, .lmdb), what ASE reads, .jsonl(.gz), .zip of extxyz",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     parser.add_argument(
