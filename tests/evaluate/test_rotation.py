@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from simulation_cases import converted, crystals
 
+from escaip_fairchem.cli.main import main
 from escaip_fairchem.errors import DataError
 from escaip_fairchem.evaluate.rotation import (
     AXES,
@@ -17,6 +19,8 @@ from escaip_fairchem.evaluate.rotation import (
     rotations_about,
     table_by_axis,
 )
+from escaip_fairchem.plugin.random_checkpoint import save_random_checkpoint
+from escaip_fairchem.testing import TINY
 
 
 @pytest.mark.parametrize("axis", AXES)
@@ -87,3 +91,29 @@ def test_files_of_structures(tmp_path):
     (tmp_path / "broken.cif").write_text("nonsense")
     with pytest.raises(DataError, match=r"broken\.cif: "):
         read_structures(tmp_path / "broken.cif")
+
+
+def test_converted_data_are_rotated(tmp_path, capsys):
+    """A folder that `escaip data` has written, with what else it writes there."""
+    folder = converted(crystals(8), tmp_path / "data")
+    assert {"data.0000.aselmdb", "metadata.npz"} <= {path.name for path in folder.iterdir()}
+    every = read_structures(folder)
+    assert len(every) > 3
+    assert list(read_structures(folder, 2)) == list(every)[:2]
+    assert {len(atoms) for atoms in every.values()} <= {len(atoms) for atoms in crystals(8)}
+    model = save_random_checkpoint(TINY, tmp_path / "tiny.pt", seed=0)
+    words = ["evaluate", "rotation", str(model), str(folder), "--limit", "2", "--cpu", "--out", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "force cosine" in capsys.readouterr().out
+    assert len((tmp_path / "out/rotation_structures.csv").read_text().splitlines()) == 1 + 2 * len(AXES)
+    (tmp_path / "empty").mkdir()
+    assert main(["evaluate", "rotation", str(model), str(tmp_path / "empty"), "--cpu"]) == 2
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_a_structure_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    ase.io.write(tmp_path / "in/a.extxyz", Atoms("O"))
+    (tmp_path / "in/b.cif").write_text("not a crystal")
+    with pytest.raises(DataError, match=r"in: structure 1 \(b\.cif:0\): unreadable: .*; remove it"):
+        read_structures(tmp_path / "in")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -48,6 +49,14 @@ def test_the_command_relaxes_with_a_checkpoint(tmp_path: Path, capsys: pytest.Ca
     assert "--overwrite" in capsys.readouterr().err
     assert evaluate("relax", tmp_path / "stress.pt", *words, "--overwrite") == 0
     assert [row["n_steps"] for row in read_table(tmp_path / "out" / LINES, {})] == [2, 2, 2]
+    (tmp_path / "elements.yml").write_text("{Cu: -1.0, Ag: -2.0, Au: -3.0}")
+    elements = ("--element-references", tmp_path / "elements.yml", "--model-name", "tiny")
+    before = [row["energy_per_atom"] for row in read_table(tmp_path / "out" / LINES, {})]
+    assert evaluate("relax", tmp_path / "stress.pt", *words, *elements) == 0, "only a column more"
+    assert "written anew" in capsys.readouterr().err
+    lines = [json.loads(line) for line in gzip.decompress((tmp_path / "out" / LINES).read_bytes()).splitlines()]
+    found = [line["e_form_per_atom_tiny"] for line in lines]
+    assert found == pytest.approx([before[0] + 1.0, before[1] + 2.0, before[2] + 3.0])
     assert evaluate("relax", tmp_path / "absent.pt", *words) == 2
     assert "no such checkpoint" in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ from trainer_cases import build, config, rattled_slabs, write_lmdb
 from escaip_fairchem.cli.main import main
 from escaip_fairchem.errors import DataError, RunFolderError
 from escaip_fairchem.evaluate.curves import read_curves
-from escaip_fairchem.evaluate.scaling import NOT_KNOWN, read_runs, seconds_per_step, write_scaling
+from escaip_fairchem.evaluate.scaling import NOT_KNOWN, read_runs, scaling_table, seconds_per_step, write_scaling
 from escaip_fairchem.plugin.run_facts import family_of, read_run, run_folders
 from escaip_fairchem.testing import TINY
 
@@ -67,6 +67,22 @@ def test_checkpoints_tell_sizes_data_and_errors(runs):
         assert facts.steps == latest["step"] == {"small": 2, "large": 2, "half": 1, "turned": 4}[name]
         weights = {key: tensor.numel() for key, tensor in latest["state_dict"].items()}
         assert facts.parameters == sum(weights.values())
+
+
+@pytest.mark.parametrize(("limit", "measured"), [(None, "all of {}"), (2, "at most 2 structures of {}")])
+def test_checkpoints_tell_what_was_evaluated(runs, tmp_path, limit, measured):
+    folder = on_gpus(runs, "small", tmp_path)
+    for path in folder.glob("*checkpoint.pt"):
+        content = torch.load(path, weights_only=True)
+        if limit is not None:
+            content["config"]["val_dataset"]["at_most"] = limit
+        torch.save(content, path)
+    facts = read_run(folder)
+    assert facts.validation == f"{runs.name}/val.lmdb"
+    assert facts.validation_limit == limit
+    (run,) = read_runs([str(folder)])
+    assert run.measured == measured.format(facts.validation)
+    assert f"on {run.measured}" in scaling_table([run]).text()
 
 
 def test_gpu_hours_are_steps_times_seconds_times_gpus(runs, tmp_path):
@@ -139,6 +155,7 @@ def test_figures_and_tables_of_all_runs_of_a_folder(runs, tmp_path, capsys):
     assert [row["family"] for row in rows] == ["TinyModel"] * 4 + ["Tiny on GPUs"]
     assert [row["training_structures"] for row in rows] == ["4", "8", "8", "8", "8"]
     assert [row["gpu_hours"] == NOT_KNOWN for row in rows] == [True] * 4 + [False]
+    assert {(row["validation_set"], row["validation_limit"]) for row in rows} == {(f"{runs.name}/val.lmdb", "all")}
     assert int(rows[1]["parameters"]) > int(rows[2]["parameters"])
     assert sorted(path.name for path in out.iterdir()) == [
         "scaling.csv", "scaling.tex", "scaling_data.png", "scaling_gpu-hours.png", "scaling_parameters.png",

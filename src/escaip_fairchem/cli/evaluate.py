@@ -13,8 +13,9 @@ def add_parser(subparsers: Any) -> None:
     """Add ``evaluate`` and its sub-commands to the command line."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="tables of errors, submission files and tests of a trained model",
-        description="Evaluate a checkpoint: errors on data sets, OC20's submission file, rotated structures.",
+        help="errors, submission files, rotations, relaxations and dynamics of a trained model",
+        description="Evaluate a checkpoint: errors on data sets, submission files, rotated structures, relaxations, "
+        "molecular dynamics.",
     )
     commands = parser.add_subparsers(dest="evaluate_command", required=True, metavar="EVALUATION")
     for name in COMMANDS:

@@ -20,9 +20,15 @@ def add_parsers(commands: Any) -> None:
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "structures", type=Path, metavar="STRUCTURES", help="file that ASE reads; all of its structures"
+        "structures",
+        type=Path,
+        metavar="STRUCTURES",
+        help="file or folder: converted data (.aselmdb, .lmdb), what ASE reads, .jsonl(.gz), .zip of extxyz",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="take the first N structures only")
+    parser.add_argument("--limit", type=int, metavar="N", help="take the first N structures only (default: all)")
+    parser.add_argument(
+        "--format", metavar="NAME", help="name of the structures' format (default: recognise each file)"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="decides the random rotations (default: %(default)s)"
     )
@@ -38,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     # These import torch and fairchem.
     from escaip_fairchem.evaluate.rotation import read_structures, rotation_errors, table_by_axis, table_by_structure
 
-    structures = read_structures(arguments.structures, arguments.limit)
+    structures = read_structures(arguments.structures, arguments.limit, form=arguments.format)
     inference = open_model(arguments)
     errors = rotation_errors(inference, structures, seed=arguments.seed, batch_size=arguments.batch_size)
     table = table_by_axis(errors)

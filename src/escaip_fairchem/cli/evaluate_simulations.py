@@ -12,6 +12,7 @@ from escaip_fairchem.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from escaip_fairchem.evaluate.dynamics import DynamicsPlan
+    from escaip_fairchem.evaluate.formation_energies import FormationEnergies
     from escaip_fairchem.evaluate.relaxation_pool import RelaxationOptions
     from escaip_fairchem.evaluate.relaxations import RunOptions
 
@@ -71,6 +72,19 @@ def _add_relax(commands: Any) -> None:
     group.add_argument(
         "--columns", nargs="+", default=[], metavar="NAME=RENAMED", help="give columns of the tables other names"
     )
+    group.add_argument(
+        "--element-references",
+        type=Path,
+        metavar="FILE",
+        help="energies of elements, eV per atom by symbol (YAML or JSON): adds the column e_form_per_atom_NAME",
+    )
+    group.add_argument(
+        "--energy-corrections",
+        type=Path,
+        metavar="FILE",
+        help="what is added to the energies of whole structures before that, eV by id (YAML or JSON); default: nothing",
+    )
+    group.add_argument("--model-name", metavar="NAME", help="ends the name of that column (default: escaip)")
     group.add_argument(
         "--save-every", type=float, default=60.0, metavar="SECONDS", help="between saves (default: %(default)s)"
     )
@@ -141,7 +155,9 @@ def _add_dynamics(commands: Any) -> None:
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument(
-        "structures", metavar="STRUCTURES", help="file, folder or pattern: what ASE reads, .jsonl(.gz), .zip of extxyz"
+        "structures",
+        metavar="STRUCTURES",
+        help="file, folder or pattern: converted data (.aselmdb, .lmdb), what ASE reads, .jsonl(.gz), .zip of extxyz",
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write into")
     parser.add_argument(
@@ -202,9 +218,28 @@ def run_options(arguments: argparse.Namespace) -> RunOptions:
         batch_atoms=arguments.batch_atoms,
         part=None if arguments.part is None else Part.parse(arguments.part),
         columns=parse_columns(arguments.columns),
+        formation=_formation(arguments),
         save_every=arguments.save_every,
         overwrite=arguments.overwrite,
         identity=_identity(arguments),
+    )
+
+
+def _formation(arguments: argparse.Namespace) -> FormationEnergies | None:
+    from escaip_fairchem.evaluate.formation_energies import DEFAULT_MODEL_NAME, FormationEnergies
+
+    if arguments.element_references is None:
+        for option, value in (
+            ("--model-name", arguments.model_name),
+            ("--energy-corrections", arguments.energy_corrections),
+        ):
+            if value is not None:
+                raise ConfigError(f"{option}: formation energies need --element-references FILE too")
+        return None
+    return FormationEnergies.read(
+        arguments.element_references,
+        model_name=DEFAULT_MODEL_NAME if arguments.model_name is None else arguments.model_name,
+        corrections=arguments.energy_corrections,
     )
 
 

@@ -15,14 +15,16 @@ def add_parser(subparsers: Any) -> None:
         "scaling",
         help="error against parameters, training structures and GPU-hours",
         description="Read trainings from their run folders, and draw the validation errors of their best checkpoints "
-        "against parameters, training structures and GPU-hours, on logarithmic axes with one line per kind of model. "
-        "What a folder does not tell is called not known, and left out of the figure.",
+        "against parameters, training structures and GPU-hours, on logarithmic axes. Against parameters and GPU-hours "
+        "there is a line for each kind of model and number of training structures, against training structures one for "
+        "each kind of model and number of parameters. What a folder does not tell is called not known, and left out "
+        "of the figure.",
     )
     scaling.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="RUN_DIR/checkpoints/NAME, or RUN_DIR with all of its runs; FAMILY=RUN names its line",
+        help="RUN_DIR/checkpoints/NAME, or RUN_DIR with all of its runs; FAMILY=RUN names the kind of model",
     )
     scaling.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for CSV, LaTeX and PNG files")
     scaling.add_argument("--x", choices=("parameters", "data", "gpu-hours"), help="draw this one only (default: all)")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,10 +16,14 @@ from escaip_fairchem.evaluate.distances import DistanceHistogram
 from escaip_fairchem.evaluate.labels import FloatArray
 from escaip_fairchem.evaluate.langevin import LangevinOptions, Run
 from escaip_fairchem.evaluate.parity import Parity
+from escaip_fairchem.evaluate.scaling_lines import ScalingLine
 from escaip_fairchem.evaluate.simulate import Dynamics, Relaxation
 
 DOTS_PER_INCH = 110
 BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8a8a"
+MARKERS = "os^Dvp"
+NAMED_POINTS = 12
+"""Points of a figure whose names there is room for."""
 
 
 def _figure(columns: int) -> tuple[Figure, list[Axes]]:
@@ -152,40 +156,41 @@ def plot_simulations(
     return _save(figure, path)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScalingPoint:
-    """A training in a figure of error against cost.
-
-    Attributes:
-        family: The line that it belongs to.
-        x: Cost, in any unit.
-        energy: Error of the energy, meV.
-        forces: Error of a force component, meV/Å.
-    """
-
-    family: str
-    x: float
-    energy: float
-    forces: float
-
-
-def plot_scaling(points: Sequence[ScalingPoint], label: str, path: Path) -> Path:
-    """Draw errors against cost on logarithmic axes, one line per family.
+def plot_scaling(lines: Sequence[ScalingLine], label: str, note: str, path: Path) -> Path:
+    """Draw errors against cost on logarithmic axes; points are named where they are few.
 
     Args:
-        points: At least one.
+        lines: At least one.
         label: Name of the cost.
+        note: Which errors these are.
         path: File to write.
     """
     figure, panels = _figure(2)
-    for number, family in enumerate(dict.fromkeys(point.family for point in points)):
-        line = sorted((point for point in points if point.family == family), key=lambda point: point.x)
-        for panel, errors in zip(panels, ([p.energy for p in line], [p.forces for p in line]), strict=True):
-            panel.plot([point.x for point in line], errors, marker="o", markersize=5, color=f"C{number}", label=family)
+    families = list(dict.fromkeys(line.family for line in lines))
+    names_shown = sum(len(line.points) for line in lines) <= NAMED_POINTS
+    for number, line in enumerate(lines):
+        look: dict[str, Any] = {
+            "color": f"C{number}",
+            "marker": MARKERS[families.index(line.family) % len(MARKERS)],
+            "linestyle": "solid" if line.joined else "none",
+        }
+        costs = [point.x for point in line.points]
+        for panel, errors in zip(
+            panels, ([p.energy for p in line.points], [p.forces for p in line.points]), strict=True
+        ):
+            panel.plot(costs, errors, markersize=5, label=line.label, **look)
+            for point, error in zip(line.points if names_shown else (), errors, strict=False):
+                panel.annotate(point.name, (point.x, error), (4, 4), textcoords="offset points", fontsize=6)
     for panel, name in zip(panels, ("energy MAE (meV)", "force MAE (meV/Å)"), strict=True):
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel(label)
         panel.set_ylabel(name)
-    panels[0].legend(frameon=False, fontsize=8)
+    columns = 2 if len(lines) > 1 else 1
+    # Below the panels, where labels hide no points; in inches, a row is about this high.
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(lines) // columns))
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8
+    )
+    figure.suptitle(note, fontsize=8)
     return _save(figure, path)

@@ -8,13 +8,14 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.evaluate.formation_energies import FormationEnergies
 from escaip_fairchem.evaluate.relaxation_pool import Relaxed
 from escaip_fairchem.evaluate.structure_dictionary import to_dictionary
 
@@ -126,13 +127,16 @@ class RowFile:
                 yield number, row
 
 
-def write_table(rows: RowFile, folder: Path, renamed: Mapping[str, str]) -> Row:
+def write_table(
+    rows: RowFile, folder: Path, renamed: Mapping[str, str], formation: FormationEnergies | None = None
+) -> Row:
     """Write the JSON lines and the CSV file, both compressed and without a time in them.
 
     Args:
         rows: All rows.
         folder: Where to write.
         renamed: New names of columns.
+        formation: Adds a column with formation energies; empty where a relaxation failed.
 
     Returns:
         Counts and means over all rows.
@@ -148,16 +152,30 @@ def write_table(rows: RowFile, folder: Path, renamed: Mapping[str, str]) -> Row:
         io.TextIOWrapper(table, encoding="utf-8", newline="") as text,
     ):
         writer = csv.writer(text)
-        writer.writerow([names[name] for name in flat])
+        writer.writerow([*(names[name] for name in flat), *([] if formation is None else [formation.column])])
         for _, row in rows:
-            lines.write((json.dumps({names[name]: row[name] for name in COLUMNS}) + "\n").encode())
-            writer.writerow(["" if row[name] is None else row[name] for name in flat])
+            shown = {names[name]: row[name] for name in flat}
+            if formation is not None:
+                shown[formation.column] = _formation_energy(row, formation)
+            lines.write((json.dumps({**shown, names[STRUCTURE]: row[STRUCTURE]}) + "\n").encode())
+            writer.writerow(["" if value is None else value for value in shown.values()])
             collected.append({name: row[name] for name in flat})
     return _summary(collected)
 
 
-def read_table(path: Path, renamed: Mapping[str, str]) -> Iterator[Row]:
+def _formation_energy(row: Row, formation: FormationEnergies) -> float | None:
+    if row["energy"] is None or row["formula"] is None:
+        return None
+    return formation.per_atom(row["material_id"], row["formula"], row["energy"])
+
+
+def read_table(path: Path, renamed: Mapping[str, str], computed: Collection[str] = ()) -> Iterator[Row]:
     """Read the JSON lines back, under the columns' own names.
+
+    Args:
+        path: The file.
+        renamed: New names of columns.
+        computed: Columns to leave out, which were computed from others.
 
     Raises:
         DataError: The file is damaged.
@@ -166,7 +184,7 @@ def read_table(path: Path, renamed: Mapping[str, str]) -> Iterator[Row]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file:
             for line in file:
-                yield {own[name]: value for name, value in json.loads(line).items()}
+                yield {own[name]: value for name, value in json.loads(line).items() if name not in computed}
     except (OSError, EOFError, ValueError, KeyError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error!r}); make it again with --overwrite") from error
 

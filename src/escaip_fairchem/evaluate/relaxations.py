@@ -19,19 +19,31 @@ from typing import Any
 
 import numpy as np
 
-from escaip_fairchem.data.claims import Claim, claim, publish
+from escaip_fairchem.data.claims import NAME, WORK, Claim, claim, publish
 from escaip_fairchem.data.manifest import Manifest, Record
 from escaip_fairchem.data.writer import save_npz, save_text
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.evaluate.attempts import free_again
+from escaip_fairchem.evaluate.formation_energies import FormationEnergies
 from escaip_fairchem.evaluate.potentials import Potential
 from escaip_fairchem.evaluate.relaxation_pool import RelaxationOptions, RelaxationPool, Relaxed
-from escaip_fairchem.evaluate.relaxation_table import LINES, TABLE, RowFile, read_table, row_of, write_table
+from escaip_fairchem.evaluate.relaxation_table import (
+    COLUMNS,
+    LINES,
+    TABLE,
+    Row,
+    RowFile,
+    read_table,
+    row_of,
+    write_table,
+)
 from escaip_fairchem.evaluate.structure_files import Item, StructureFiles
 
 COMMAND = "escaip evaluate relax"
 SUMMARY = "summary.json"
 OUTPUTS = (LINES, TABLE, SUMMARY)
+_LATER = ("columns", "formation_energies")
+"""What decides only how the table is written."""
 _FOLDER = re.compile(r"part-(\d+)-of-(\d+)")
 
 
@@ -71,6 +83,7 @@ class RunOptions:
         batch_atoms: Atoms in the pool at most; a structure with more is alone in it.
         part: Relax this share only.
         columns: New names of columns of the table.
+        formation: Adds formation energies to the table, or None.
         save_every: Seconds between two saves of the pool.
         overwrite: Replace what another run left in the folder.
         identity: What else decides the results, for the manifest: the checkpoint.
@@ -82,6 +95,7 @@ class RunOptions:
     batch_atoms: int = 2000
     part: Part | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    formation: FormationEnergies | None = None
     save_every: float = 60.0
     overwrite: bool = False
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -89,6 +103,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.batch_atoms < 1:
             raise ConfigError(f"--batch-atoms {self.batch_atoms}: must be at least 1")
+        if self.formation and self.formation.column in {self.columns.get(name, name) for name in COLUMNS}:
+            raise ConfigError(f"--columns: a column would be called {self.formation.column!r}, as the added one is")
 
 
 def relax_files(
@@ -102,7 +118,8 @@ def relax_files(
 ) -> dict[str, Any]:
     """Relax all structures of some files, or what is left of them.
 
-    Without a part, finished parts in the folder are joined instead of relaxing anything.
+    Without a part, finished parts in the folder are joined instead of relaxing anything. Where all is done, and only
+    columns are to be other ones, the table is written anew from itself.
 
     Args:
         make_potential: Makes the potential; called only if something has to be relaxed.
@@ -121,15 +138,20 @@ def relax_files(
     """
     manifest = _manifest(files, options, run)
     folder = out if run.part is None else run.part.folder(out)
-    parts = _parts(out, manifest) if run.part is None else []
-    with claim(folder, manifest, outputs=OUTPUTS, overwrite=run.overwrite) as claimed:
+    finished = None if run.overwrite else _finished(folder, manifest)
+    if finished is not None:
+        report(f"{folder}: other columns, written anew from the structures that are relaxed already")
+        parts = [(run.part or Part(number=1, of=1), finished)]
+    else:
+        parts = _parts(out, manifest) if run.part is None else []
+    with claim(folder, manifest, outputs=OUTPUTS, overwrite=run.overwrite or finished is not None) as claimed:
         if claimed.complete:
-            return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
-        seconds = None
+            return _read_summary(folder)
+        seconds = None if finished is None else _read_summary(folder)["seconds"]
         with free_again(claimed):
             claimed.staged.mkdir(exist_ok=True)
             rows = RowFile(claimed.staged / "rows.jsonl")
-            total = files.count()
+            total = files.count() if run.formation is None else files.count(run.formation.check)
             if parts:
                 _join(parts, rows)
             else:
@@ -140,6 +162,10 @@ def relax_files(
         if len(rows) != _share(total, run.part):
             raise DataError(f"{out}: {len(rows)} rows for {total} structures; start again with --overwrite")
         return _finish(claimed, rows, options, run, seconds)
+
+
+def _read_summary(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / SUMMARY).read_text(encoding="utf-8")))
 
 
 def _share(total: int, part: Part | None) -> int:
@@ -155,13 +181,37 @@ def _manifest(files: StructureFiles, options: RelaxationOptions, run: RunOptions
         "format": files.form,
         "limit": files.limit,
         "columns": dict(run.columns),
+        "formation_energies": None if run.formation is None else run.formation.decides,
         "part": None if run.part is None else f"{run.part.number}/{run.part.of}",
     }
-    return Manifest.of(COMMAND, decides, later=("columns",))
+    return Manifest.of(COMMAND, decides, later=_LATER)
 
 
-def _parts(out: Path, manifest: Manifest) -> list[tuple[Part, Path, Mapping[str, str]]]:
-    """The finished parts in a folder, with the new names of their columns.
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A finished table in a folder, by what its manifest says."""
+
+    folder: Path
+    manifest: Manifest
+
+    def __iter__(self) -> Iterator[Row]:
+        decides = self.manifest.decides
+        formation = decides.get("formation_energies") or {}
+        return read_table(self.folder / LINES, decides["columns"], [formation["column"]] if formation else [])
+
+
+def _finished(folder: Path, manifest: Manifest) -> _Table | None:
+    """The table of a finished run that differs in columns alone, unless unfinished work of another lies beside it."""
+    record, work = Record.load(folder / NAME), Record.load(folder / WORK)
+    if record is None or not record.is_whole(folder) or not manifest.differences(record.manifest):
+        return None
+    if any(manifest.differences(one.manifest, of_reading=True) for one in (record, work) if one is not None):
+        return None
+    return _Table(folder=folder, manifest=record.manifest)
+
+
+def _parts(out: Path, manifest: Manifest) -> list[tuple[Part, _Table]]:
+    """The finished parts in a folder.
 
     Raises:
         DataError: Parts are missing, unfinished, or were made otherwise.
@@ -174,21 +224,21 @@ def _parts(out: Path, manifest: Manifest) -> list[tuple[Part, Path, Mapping[str,
     if len(counts) > 1:
         raise DataError(f"{out} holds parts of different divisions ({', '.join(path.name for path in found)})")
     of = counts.pop()
-    joined: list[tuple[Part, Path, Mapping[str, str]]] = []
+    joined: list[tuple[Part, _Table]] = []
     for part in (Part(number=number, of=of) for number in range(1, of + 1)):
-        record = Record.load(part.folder(out) / "manifest.json")
+        record = Record.load(part.folder(out) / NAME)
         if record is None or not record.is_whole(part.folder(out)):
             raise DataError(f"{out}: part {part.number} of {of} is not finished; run it with --part {part.number}/{of}")
-        own = {**record.manifest.decides, "part": None, "columns": manifest.decides["columns"]}
+        own = {**record.manifest.decides, "part": None, **{key: manifest.decides[key] for key in _LATER}}
         if differences := manifest.differences(Manifest(COMMAND, own, version=record.manifest.version)):
             raise DataError(f"{part.folder(out)} was made differently ({'; '.join(differences)})")
-        joined.append((part, part.folder(out) / LINES, dict(record.manifest.decides["columns"])))
+        joined.append((part, _Table(folder=part.folder(out), manifest=record.manifest)))
     return joined
 
 
-def _join(parts: list[tuple[Part, Path, Mapping[str, str]]], rows: RowFile) -> None:
-    for part, path, renamed in parts:
-        for position, row in enumerate(read_table(path, renamed)):
+def _join(parts: list[tuple[Part, _Table]], rows: RowFile) -> None:
+    for part, table in parts:
+        for position, row in enumerate(table):
             number = part.number - 1 + position * part.of
             if number not in rows:
                 rows.append(number, row)
@@ -198,8 +248,9 @@ def _finish(
     claimed: Claim, rows: RowFile, options: RelaxationOptions, run: RunOptions, seconds: float | None
 ) -> dict[str, Any]:
     claimed.begin_writing()
-    summary = write_table(rows, claimed.new, run.columns)
-    summary |= {"seconds": seconds, **asdict(options), **run.identity}
+    summary = write_table(rows, claimed.new, run.columns, run.formation)
+    formation = None if run.formation is None else run.formation.decides
+    summary |= {"seconds": seconds, **asdict(options), **run.identity, "formation_energies": formation}
     save_text(claimed.new / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     publish(claimed)
     return summary

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import ase.io
 import numpy as np
 import torch
 from ase import Atoms
@@ -15,6 +14,7 @@ from ase import Atoms
 from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.evaluate.labels import FloatArray
 from escaip_fairchem.evaluate.result_table import Column, ResultTable, Row
+from escaip_fairchem.evaluate.structure_files import StructureFiles
 from escaip_fairchem.plugin.inference import Inference
 from escaip_fairchem.plugin.rotations import predict_rotated
 from escaip_fairchem.plugin.trainer.training_set import random_rotation
@@ -141,32 +141,36 @@ def rotation_errors(
     return found
 
 
-def read_structures(path: Path, limit: int | None = None) -> dict[str, Atoms]:
-    """Read structures from any file that ASE reads.
+def read_structures(path: Path, limit: int | None = None, *, form: str | None = None) -> dict[str, Atoms]:
+    """Read structures from whatever simulations start from too.
 
     Args:
-        path: The file.
-        limit: Take the first ones only.
+        path: A file, or a folder, for example with converted data (``*.aselmdb``, ``*.lmdb``).
+        limit: Take this many at most, the first ones.
+        form: Name of the format of the files; None recognises each.
 
     Returns:
-        By name: the entry ``sid`` of their ``info``, or the place in the file.
+        By name: number, and the entry ``sid`` of their ``info`` or the formula.
 
     Raises:
-        DataError: The file is missing, cannot be read, or holds no structure.
+        DataError: There is nothing, or something that cannot be read or has no atoms.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file of structures; give one that ASE reads (extxyz, traj, cif, …)")
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder of structures; give converted data (*.aselmdb, *.lmdb), or what ASE reads "
+            "(extxyz, traj, cif, …)"
+        )
     if limit is not None and limit < 1:
         raise DataError(f"--limit {limit}: must be at least 1")
-    try:
-        found: Any = ase.io.read(path, ":" if limit is None else f":{limit}")
-    except Exception as error:  # readers of foreign files raise anything
-        raise DataError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
-    if not found or not all(len(atoms) for atoms in found):
-        raise DataError(f"{path}: holds no structure, or one without atoms")
-    return {
-        f"{number}:{atoms.info.get('sid', atoms.get_chemical_formula())}": atoms for number, atoms in enumerate(found)
-    }
+    found: dict[str, Atoms] = {}
+    for item in StructureFiles([str(path)], exclude=None, form=form, limit=limit):
+        if item.atoms is None or not len(item.atoms):
+            what = "has no atoms" if item.atoms is not None else item.problem
+            raise DataError(f"{path}: structure {item.number} ({item.place}): {what}; remove it")
+        found[f"{item.number}:{item.atoms.info.get('sid', item.atoms.get_chemical_formula())}"] = item.atoms
+    if not found:
+        raise DataError(f"{path}: holds no structure")
+    return found
 
 
 def table_by_axis(errors: Sequence[RotationErrors]) -> ResultTable:

@@ -9,26 +9,32 @@ from typing import Literal
 
 from escaip_fairchem.errors import DataError
 from escaip_fairchem.evaluate.curves import Curve, read_curves
-from escaip_fairchem.evaluate.plots import ScalingPoint, plot_scaling
+from escaip_fairchem.evaluate.plots import plot_scaling
 from escaip_fairchem.evaluate.result_table import Column, ResultTable, Row, Value
+from escaip_fairchem.evaluate.scaling_lines import ScalingLine, ScalingPoint, lines_of
 from escaip_fairchem.plugin.run_facts import RunFacts, read_run, run_folders
 
 Abscissa = Literal["parameters", "data", "gpu-hours"]
-ABSCISSAS: dict[Abscissa, tuple[str, str]] = {
-    "parameters": ("parameters", "parameters"),
-    "data": ("training_structures", "training structures"),
-    "gpu-hours": ("gpu_hours", "GPU-hours of training"),
+ABSCISSAS: dict[Abscissa, tuple[str, str, str]] = {
+    "parameters": ("parameters", "parameters", "training_structures"),
+    "data": ("training_structures", "training structures", "parameters"),
+    "gpu-hours": ("gpu_hours", "GPU-hours of training", "training_structures"),
 }
-"""Key in the table and label of the axis."""
+"""Key in the table, label of the axis, and key of what stays the same along a line."""
+HELD = {"parameters": "parameters", "training_structures": "training structures"}
+"""Names of what stays the same."""
 NOT_KNOWN = "not known"
 COLUMNS = (
     Column(key="family", heading="family"),
     Column(key="parameters", heading="parameters", whole=True),
     Column(key="training_structures", heading="training structures", whole=True),
     Column(key="gpu_hours", heading="GPU-hours", digits=2),
+    Column(key="validation_set", heading="validation set", printed=False),
+    Column(key="validation_limit", heading="of it at most", whole=True, printed=False),
     Column(key="energy_mae", heading="energy MAE", unit="meV", digits=1),
     Column(key="forces_mae", heading="force MAE", unit="meV/Å", digits=2),
 )
+ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +65,22 @@ class Run:
             "forces_mae": None if facts.forces_mae is None else 1000.0 * facts.forces_mae,
         }
         known = {key: NOT_KNOWN if number is None else number for key, number in numbers.items()}
-        return {"family": self.family, **known}
+        limit: Value = ALL if facts.validation_limit is None else facts.validation_limit
+        return {
+            "family": self.family,
+            **known,
+            "validation_set": NOT_KNOWN if facts.validation is None else facts.validation,
+            "validation_limit": NOT_KNOWN if facts.validation is None else limit,
+        }
+
+    @property
+    def measured(self) -> str:
+        """Which structures the errors are of."""
+        facts = self.facts
+        if facts.validation is None:
+            return f"a validation set that is {NOT_KNOWN}"
+        limit = facts.validation_limit
+        return f"all of {facts.validation}" if limit is None else f"at most {limit:,} structures of {facts.validation}"
 
 
 def read_runs(words: Sequence[str], *, trusted: bool = False) -> list[Run]:
@@ -134,10 +155,18 @@ def scaling_table(runs: Sequence[Run]) -> ResultTable:
     """One row per run."""
     rows = [Row(label=run.facts.name, values=run.values) for run in runs]
     notes = [
-        "errors: of the best checkpoint on the validation set; GPU-hours: training steps alone, times GPUs",
+        _what_errors(runs),
+        "GPU-hours: training steps alone, times GPUs",
         *(line for run in runs for line in run.unknown),
     ]
     return ResultTable(title="Error against cost", label="run", columns=COLUMNS, rows=rows, notes=notes)
+
+
+def _what_errors(runs: Sequence[Run]) -> str:
+    measures = list(dict.fromkeys(run.measured for run in runs))
+    if len(measures) == 1:
+        return f"errors: of best checkpoints, as evaluated during training, on {measures[0]}"
+    return "errors: of best checkpoints, as evaluated during training, on different structures: not all compare"
 
 
 def write_scaling(runs: Sequence[Run], out: Path, wanted: Sequence[Abscissa]) -> list[Path]:
@@ -154,24 +183,45 @@ def write_scaling(runs: Sequence[Run], out: Path, wanted: Sequence[Abscissa]) ->
     Raises:
         DataError: There is nothing to plot.
     """
-    points = {name: _points(runs, ABSCISSAS[name][0]) for name in wanted}
-    if not any(points.values()):
+    lines = {name: figure_lines(runs, name) for name in wanted}
+    if not any(lines.values()):
         what = " nor ".join(ABSCISSAS[name][1] for name in wanted)
         reasons = "; ".join(line for run in runs for line in run.unknown)
         raise DataError(f"nothing to plot, neither errors against {what} are known of any run: {reasons}")
     written = scaling_table(runs).save(out / "scaling")
-    for name, found in points.items():
+    for name, found in lines.items():
         if found:
-            written.append(plot_scaling(found, ABSCISSAS[name][1], out / f"scaling_{name}.png"))
+            shown = {point.name for line in found for point in line.points}
+            note = _what_errors([run for run in runs if run.facts.name in shown])
+            written.append(plot_scaling(found, ABSCISSAS[name][1], note, out / f"scaling_{name}.png"))
     return written
 
 
-def _points(runs: Sequence[Run], key: str) -> list[ScalingPoint]:
+def figure_lines(runs: Sequence[Run], abscissa: Abscissa) -> list[ScalingLine]:
+    """The lines of a figure: trainings that differ in what they are plotted against, and not in the other sizes.
+
+    Args:
+        runs: The trainings; those whose cost or errors are not known are left out.
+        abscissa: What to plot against.
+    """
+    key, _, held = ABSCISSAS[abscissa]
     found = []
     for run in runs:
-        x, energy, forces = (run.values[name] for name in (key, "energy_mae", "forces_mae"))
-        if not any(isinstance(value, str) or value is None for value in (x, energy, forces)):
+        x, same, energy, forces = (_number(run.values[name]) for name in (key, held, "energy_mae", "forces_mae"))
+        if x is not None and energy is not None and forces is not None:
             found.append(
-                ScalingPoint(family=run.family, x=float(x or 0), energy=float(energy or 0), forces=float(forces or 0))
+                ScalingPoint(
+                    name=run.facts.name,
+                    family=run.family,
+                    held=None if same is None else int(same),
+                    measured=run.measured,
+                    x=x,
+                    energy=energy,
+                    forces=forces,
+                )
             )
-    return found
+    return lines_of(found, HELD[held])
+
+
+def _number(value: Value) -> float | None:
+    return None if value is None or isinstance(value, str) else float(value)

@@ -10,7 +10,7 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from ase import Atoms
 
 from escaip_fairchem.data.sources import Source, Unreadable, describe, find_files, plan_chunks, read_chunk, real_path
 from escaip_fairchem.errors import DataError, nearest
+from escaip_fairchem.evaluate.classic_files import SUFFIX as CLASSIC
+from escaip_fairchem.evaluate.classic_files import read_classic
 from escaip_fairchem.evaluate.structure_dictionary import from_dictionary, is_dictionary
 
 MATERIAL_ID = "material_id"
 """The id that is used, where it is there, if no other is asked for: that of Matbench-Discovery's files."""
 
 _OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_SHARD = ".aselmdb"
+_SHARDS = (".aselmdb", CLASSIC)
 _LINES = (".jsonl", ".jsonlines", ".ndjson")
 
 
@@ -57,11 +59,12 @@ class StructureFiles:
 
     Args:
         inputs: Files, folders and glob patterns. Besides what ASE reads: JSON lines (``.jsonl``, also compressed) whose
-            objects hold a structure as pymatgen writes it, and archives (``.zip``) of extended XYZ files.
+            objects hold a structure as pymatgen writes it, archives (``.zip``) of extended XYZ files, and converted
+            data in both formats (``.aselmdb``, ``.lmdb``; the latter are pickles, to be read only if trusted).
         ids: Entry that identifies a structure: of ``info``, of a database's key-value pairs, or of a JSON line. None
             takes ``material_id``, and the file's name and the number in it where there is none.
         form: Name of the format of all files; None recognises each.
-        exclude: Folder that is being written into.
+        exclude: Folder that is being written into; None: nothing is written.
         limit: Take this many structures at most, the first ones.
 
     Raises:
@@ -72,15 +75,15 @@ class StructureFiles:
         self,
         inputs: Sequence[str],
         *,
-        exclude: Path,
+        exclude: Path | None,
         ids: str | None = None,
         form: str | None = None,
         limit: int | None = None,
     ) -> None:
         self.ids, self.form, self.limit = ids, form, limit
-        found = find_files(inputs, exclude=exclude, form=form)
+        found = find_files(inputs, exclude=Path(os.devnull) if exclude is None else exclude, form=form)
         named = {real_path(Path(given).expanduser()) for given in inputs}
-        shards = {source.path.parent for source in found if source.path.suffix == _SHARD}
+        shards = {source.path.parent for source in found if source.path.suffix in _SHARDS}
         self.sources = [
             source for source in found if real_path(source.path) in named or not _is_beside_data(source.path, shards)
         ]
@@ -92,8 +95,11 @@ class StructureFiles:
         states = [(real_path(source.path), _state(source.path)) for source in self.sources]
         return [[str(path), state.st_size, state.st_mtime_ns] for path, state in states]
 
-    def count(self) -> int:
+    def count(self, check: Callable[[Item], None] = lambda item: None) -> int:
         """Read all ids.
+
+        Args:
+            check: Sees every structure, and may refuse it by an error.
 
         Raises:
             DataError: There is no structure, one has no id, two have the same, or the only file cannot be read to its
@@ -101,6 +107,7 @@ class StructureFiles:
         """
         places: dict[str, str] = {}
         for item in self:
+            check(item)
             if item.identifier in places:
                 raise DataError(
                     f"{item.place}: id {item.identifier!r} is that of {places[item.identifier]} too; name an "
@@ -148,6 +155,8 @@ class StructureFiles:
             yield from _read_lines(source)
         elif self.form is None and source.path.suffix == ".zip":
             yield from _read_archive(source)
+        elif self.form == "lmdb" or (self.form is None and source.path.suffix == CLASSIC):
+            yield from read_classic(source.path)
         else:
             yield from self._read_with_ase(source)
 
@@ -165,7 +174,7 @@ def _state(path: Path) -> os.stat_result:
 
 def _is_beside_data(path: Path, shards: set[Path]) -> bool:
     """Whether a file found in a folder holds no structures: sizes for load balancing, locks, reports."""
-    if path.suffix == _SHARD:
+    if path.suffix in _SHARDS:
         return False
     return path.parent in shards or path.name == "metadata.npz" or path.name.endswith((".lock", "-lock"))
 

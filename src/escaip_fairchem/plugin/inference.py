@@ -68,7 +68,7 @@ def open_checkpoint(path: Path, *, config: Path | None = None, cpu: bool = False
     """
     checkpoint = read_checkpoint(path, trusted=trusted, how_to_trust="add --trust")
     settings = _settings_of(checkpoint, path) if config is None else read_config(config)
-    train, validation = _data_sections(settings)
+    train, validation = data_sections(settings)
     with global_state_untouched():  # fairchem logs the whole configuration while it starts
         setup_imports()  # registers fairchem's own models
         settings = update_config({**settings, "dataset": train})
@@ -105,8 +105,15 @@ def _settings_of(checkpoint: Mapping[str, Any], path: Path) -> dict[str, Any]:
     return settings
 
 
-def _data_sections(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keys of the training and of the validation set, however the configuration holds them."""
+def data_sections(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keys of the training and of the validation set, however a configuration holds them.
+
+    Args:
+        settings: A configuration file's, or those that a checkpoint holds.
+
+    Raises:
+        ConfigError: The section ``dataset`` has another form.
+    """
     section = settings.get("dataset") or {}
     if isinstance(section, list):
         train, validation = ([*section, {}, {}])[:2]

@@ -9,6 +9,7 @@ from typing import Any
 
 from escaip_fairchem.errors import RunFolderError
 from escaip_fairchem.plugin.checkpoints import read_checkpoint
+from escaip_fairchem.plugin.inference import data_sections
 from escaip_fairchem.plugin.info import build_model
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY
 
@@ -30,7 +31,9 @@ class RunFacts:
         batch_size: Structures per process and step.
         processes: Number of processes, one per GPU.
         on_gpu: Whether it ran on GPUs.
-        energy_mae: Of the best checkpoint on the validation set, eV.
+        validation: Validation set, by the last two parts of its path.
+        validation_limit: Structures of it that were evaluated at most (``dataset.val.at_most``); None: all of them.
+        energy_mae: Of the best checkpoint on what was evaluated, eV.
         forces_mae: Likewise, eV/Å.
     """
 
@@ -43,6 +46,8 @@ class RunFacts:
     batch_size: int
     processes: int | None
     on_gpu: bool
+    validation: str | None
+    validation_limit: int | None
     energy_mae: float | None
     forces_mae: float | None
 
@@ -94,6 +99,7 @@ def read_run(folder: Path, *, trusted: bool = False) -> RunFacts:
     # A save by a signal records the process that got it alone; fairchem's count of GPUs is right in any case.
     processes = gpus or len(recorded.get("ranks") or ()) or None
     metrics = contents.get(BEST, {}).get("val_metrics") or {}
+    _, validation = data_sections(config)
     return RunFacts(
         name=folder.name,
         folder=folder,
@@ -104,6 +110,8 @@ def read_run(folder: Path, *, trusted: bool = False) -> RunFacts:
         batch_size=int((config.get("optim") or {}).get("batch_size") or 1),
         processes=processes,
         on_gpu=gpus > 0,
+        validation=_short_path(validation.get("src")),
+        validation_limit=validation.get("at_most"),
         energy_mae=_metric(metrics, "energy_mae"),
         forces_mae=_metric(metrics, "forces_mae"),
     )
@@ -112,6 +120,12 @@ def read_run(folder: Path, *, trusted: bool = False) -> RunFacts:
 def _metric(metrics: Mapping[str, Any], name: str) -> float | None:
     entry = metrics.get(name)
     return float(entry["metric"]) if isinstance(entry, Mapping) and entry.get("metric") is not None else None
+
+
+def _short_path(src: Any) -> str | None:
+    """Enough of a path to tell data sets apart, whatever folder the run was started from."""
+    sources = src if isinstance(src, list | tuple) else [src]
+    return " + ".join("/".join(Path(str(one)).parts[-2:]) for one in sources) if src else None
 
 
 def family_of(model: Mapping[str, Any]) -> str:
