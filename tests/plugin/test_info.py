@@ -119,7 +119,7 @@ def test_several_files_make_a_table_without_parts_of_others(capsys):
 
 
 def test_all_files_at_once(capsys, monkeypatch):
-    """``escaip info configs/**/*.yml``, as the shell writes it out. Models are stood in for: building all takes long."""
+    """``escaip info configs/**/*.yml``, as the shell writes it out. Stand-ins for models save minutes."""
     built = []
     monkeypatch.setattr(info, "build_model", lambda section, path: built.append(section) or torch.nn.Linear(2, 1))
     files = sorted(CONFIGS.glob("**/*.yml"))
