@@ -6,12 +6,13 @@ would; the data lie where the configurations say.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_data import convert_everything
+from benchmark_data import FRAMES, convert_everything
 from config_runs import run_command
 
 from escaip_fairchem.evaluate.curves import read_curves
@@ -35,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
         "attn_value_channels": 4, "ffn_hidden_channels": 4, "edge_channels": 4, "max_neighbors": 8,
     },
 }  # fmt: skip
-TRAINING = {"batch_size": 2, "eval_batch_size": 2, "max_epochs": 1, "num_workers": 0, "eval_every": 1}
+TRAINING = {"batch_size": 2, "eval_batch_size": 2, "max_epochs": 1, "num_workers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,24 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def calculate(folder: Path) -> dict[str, Any]:
-    """What ``OCPCalculator`` says about a structure, from the checkpoint of the run."""
+def inspect_run(folder: Path) -> dict[str, Any]:
+    """What the checkpoints of the run hold, and what ``OCPCalculator`` says with the best one about a rattled slab."""
     import ase.build
 
     from escaip_fairchem import OCPCalculator
+    from escaip_fairchem.plugin.checkpoints import read_checkpoint
 
-    (checkpoint,) = folder.glob("runs/*/checkpoints/*/best_checkpoint.pt")
-    calculator = OCPCalculator(checkpoint_path=checkpoint, cpu=True)
+    checkpoints = folder / "runs/run/checkpoints/run"
+    calculator = OCPCalculator(checkpoint_path=checkpoints / "best_checkpoint.pt", cpu=True)
     atoms = ase.build.fcc111("Cu", (2, 2, 3), vacuum=6.0)
     atoms.pbc = True
+    atoms.rattle(0.1, seed=1)  # in a perfect slab, symmetry makes forces zero
     atoms.calc = calculator
     found = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
     if "stress" in calculator.implemented_properties:
         found["stress"] = atoms.get_stress()
-    return found
+    latest = read_checkpoint(checkpoints / "checkpoint.pt")
+    return found | {"step": latest["step"], "structures": latest["escaip_training"]["structures"]}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,18 +86,33 @@ def test_it_runs(name: str, workspace: Path, tmp_path: Path) -> None:
         "--run-dir",
         "runs/run",
     ]
-    result = run_command("fairchem", [*words, "--timestamp-id", "run", *overrides], tmp_path, calculate)
+    result = run_command("fairchem", [*words, "--timestamp-id", "run", *overrides], tmp_path, inspect_run)
     assert result.status == 0, result.text[-4000:]
 
     curves = read_curves(tmp_path / "runs/run/logs/tensorboard/run")
     assert np.isfinite(list(curves["train/loss"].values())).all()
     for metric in ("energy_mae", "forces_mae"):
         assert np.isfinite(list(curves[f"val/{metric}"].values())).all()
-    assert np.isfinite(result.value["energy"])
-    assert result.value["forces"].shape == (12, 3)
-    assert np.isfinite(result.value["forces"]).all()
+    energy, forces = result.value["energy"], result.value["forces"]
+    assert np.isfinite(energy)
+    assert forces.shape == (12, 3)
+    assert np.isfinite(forces).all()
+    assert np.abs(forces).max() > 0
     if "stress" in config["outputs"]:
         assert np.isfinite(list(curves["val/stress_mae"].values())).all()
         assert np.isfinite(result.value["stress"]).all()
-    if kind == "escaip" and "conservative" not in name:
-        assert np.abs(result.value["forces"]).max() > 0
+    if "oc22" in name:  # the labels are total energies of about -30 eV per atom, which references bring back
+        assert energy == pytest.approx(-30.0 * 12, rel=0.15)
+
+    train = config["dataset"]["train"]
+    with np.load(workspace / train["src"] / "metadata.npz") as saved:
+        there = len(saved["natoms"])
+    used = round(train.get("fraction", 1.0) * there)
+    assert result.value["structures"] == used
+    copies = train.get("rotations", {}).get("copies", 1)
+    assert result.value["step"] == math.ceil(used * copies / TRAINING["batch_size"])
+    if "fraction" in train:
+        assert there == FRAMES
+        assert used == {0.25: 2, 0.5: 4, 0.75: 6}[train["fraction"]]
+    if "md22" in name:
+        assert (used, result.value["step"]) == (8, 8 * 16 // 2)

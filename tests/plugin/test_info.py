@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from escaip_fairchem.cli import main as command
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.nn import Backbone, build_graph
 from escaip_fairchem.nn.costs import count_costs
+from escaip_fairchem.plugin import info
 from escaip_fairchem.plugin.info import inspect_config
 from escaip_fairchem.testing import batch, structures, tiny_predictor
 
@@ -48,9 +50,9 @@ def test_models_of_others_have_parameters_and_no_costs(tmp_path):
     path.write_text(
         "model: {name: schnet, hidden_channels: 8, num_filters: 8, num_interactions: 1, num_gaussians: 4}\n"
     )
-    info = inspect_config(path)
-    assert info.costs is None
-    assert info.total > 0
+    schnet = inspect_config(path)
+    assert schnet.costs is None
+    assert schnet.total > 0
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,28 @@ def test_models_of_others_have_parameters_and_no_costs(tmp_path):
         ("includes: [none.yml]\nmodel: {name: escaip}", "cannot be read as a configuration"),
         ("model: {name: escaip, hiden_size: 8}", "did you mean 'hidden_size'"),
         ("model: {name: escape}", "model.name: Failed to find the model 'escape'"),
+        ("model: {name: hydra, backbone: {num_layers: 2}}", r"no hydra can be made .* \(KeyError\('model'\)\)"),
+        ("model: {name: schnet, hidden_chanels: 8}", "TypeError.*unexpected keyword argument 'hidden_chanels'"),
+        (
+            "model: {name: hydra, backbone: {model: equiformer_v2_backbone, weight_init: even}, heads: {}}",
+            r"AssertionError\(\)",
+        ),
+        ("model: {name: hydra, heads: {}}", "RuntimeError.*Backbone not specified"),
     ],
 )
 def test_files_that_are_no_configuration(text, message, tmp_path):
     path = tmp_path / "broken.yml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         inspect_config(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_part_of_others_alone_is_an_error_and_no_traceback(capsys):
+    assert command.main(["info", str(CONFIGS / "base/equiformer_v2.yml")]) == ConfigError.EXIT_STATUS
+    said = capsys.readouterr().err
+    assert "base/equiformer_v2.yml: no hydra can be made of its section 'model:'" in said
+    assert "Traceback" not in said
 
 
 def test_the_table_lists_every_complete_configuration(capsys):
@@ -84,6 +101,56 @@ def test_the_table_lists_every_complete_configuration(capsys):
     assert "83,299,466" in share
     assert "parts of other files:" in lines[-1]
     assert "base_direct.yml" in lines[-1]
+
+
+def test_several_files_make_a_table_without_parts_of_others(capsys):
+    """Bases without a class of the backbone or without a model cannot be built; only one file is told in full."""
+    parts = ["base/equiformer_v2.yml", "base/sizes/small.yml", "mptrj/base.yml", "mptrj/base_direct.yml"]
+    names = [*parts[:2], "spice/escaip_spice.yml", *parts[2:], "mptrj/escaip_mptrj.yml"]
+    assert command.main(["info", *(str(CONFIGS / name) for name in names)]) == 0
+    *rows, empty, left_out = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == [
+        "configuration", str(CONFIGS / "spice/escaip_spice.yml"), str(CONFIGS / "mptrj/escaip_mptrj.yml"),
+    ]  # fmt: skip
+    assert "15,775,878" in rows[1]
+    assert empty == ""
+    listed = ", ".join(str(CONFIGS / part) for part in parts)
+    assert left_out == f"left out, because they are parts of other files: {listed}"
+
+
+def test_all_files_at_once(capsys, monkeypatch):
+    """``escaip info configs/**/*.yml``, as the shell writes it out. Stand-ins for models save minutes."""
+    built = []
+    monkeypatch.setattr(info, "build_model", lambda section, path: built.append(section) or torch.nn.Linear(2, 1))
+    files = sorted(CONFIGS.glob("**/*.yml"))
+    assert command.main(["info", *map(str, files)]) == 0
+    *rows, _, left_out = capsys.readouterr().out.splitlines()
+    listed = [Path(row.split()[0]) for row in rows[1:]]
+    parts = [Path(path) for path in left_out.partition("files: ")[2].split(", ")]
+    assert sorted([*listed, *parts]) == files
+    assert parts == [path for path in files if path.name.startswith("base") or CONFIGS / "base" in path.parents]
+    assert len(built) == len({json.dumps(section, sort_keys=True) for section in built}) < len(listed)
+
+
+def test_one_model_is_counted_once(monkeypatch):
+    built = []
+    monkeypatch.setattr(info, "build_model", lambda section, path: built.append(section) or torch.nn.Linear(2, 1))
+    sizes = info.ModelSizes()
+    assert [sizes.of(section, Path("x")) for section in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1})] == [3, 3, 3]
+    assert built == [{"a": 1, "b": 2}, {"a": 1}]
+
+
+def test_settings_that_others_left_out_or_wrote_as_text(capsys, tmp_path):
+    (tmp_path / "mine.yml").write_text(
+        "dataset: {train: {src: data/mine}}\n"
+        "optim: {max_epochs: 3, lr_initial: 1e-4}\n"
+        "model: {name: schnet, hidden_channels: 8, num_filters: 8, num_interactions: 1, num_gaussians: 4}\n"
+    )
+    assert command.main(["info", "--table", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-3:] == ["-", "1e-4", "3"]
+    (tmp_path / "empty").mkdir()
+    assert command.main(["info", str(tmp_path / "empty")]) == ConfigError.EXIT_STATUS
+    assert "no configuration (*.yml) is in this folder" in capsys.readouterr().err
 
 
 def test_the_table_finds_folders_that_come_with_the_package(capsys, tmp_path, monkeypatch):

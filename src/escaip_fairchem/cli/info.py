@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from escaip_fairchem.cli.config_files import check_yaml, locate_config, shipped_configs
+from escaip_fairchem.errors import ConfigError
 
 if TYPE_CHECKING:
     from escaip_fairchem.plugin.info import ModelInfo
@@ -24,34 +25,37 @@ def add_parser(subparsers: Any) -> None:
         description="Print the parameters of each part of a configuration's model, estimates of memory and "
         "floating-point operations per atom, and the configuration with its includes resolved.",
     )
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files; with --table folders, too")
+    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="YAML files, or folders of such")
     parser.add_argument("--no-config", action="store_true", help="leave the resolved configuration out")
-    parser.add_argument("--table", action="store_true", help="one line per configuration: its size and its training")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="one line per configuration, its size and its training: what several files get anyway",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print what is known about every configuration."""
-    wanted = [file for path in arguments.configs for file in _files_in(path)] if arguments.table else arguments.configs
-    paths = [locate_config(path) for path in wanted]
+    """Print all about one configuration, or a line about each of several."""
+    paths = list(dict.fromkeys(locate_config(file) for path in arguments.configs for file in _files_in(path)))
     for path in paths:
         check_yaml(path)
-    if arguments.table:
+    if arguments.table or len(paths) > 1:
         return _print_table(paths)
     # fairchem's import takes seconds; what is wrong with the files has been said by now.
     import yaml
 
     from escaip_fairchem.plugin.info import inspect_config
 
-    for path in paths:
-        info = inspect_config(path)
-        print(f"{path}")
-        for line in describe(info):
-            print(f"  {line}")
-        if not arguments.no_config:
-            print("  resolved configuration:")
-            for line in yaml.safe_dump(info.config, sort_keys=False).splitlines():
-                print(f"    {line}")
+    (path,) = paths
+    info = inspect_config(path)
+    print(f"{path}")
+    for line in describe(info):
+        print(f"  {line}")
+    if not arguments.no_config:
+        print("  resolved configuration:")
+        for line in yaml.safe_dump(info.config, sort_keys=False).splitlines():
+            print(f"    {line}")
     return 0
 
 
@@ -60,17 +64,22 @@ def _files_in(path: Path) -> list[Path]:
     home = shipped_configs()
     for folder in (path, *([] if home is None or path.is_absolute() else [home / path])):
         if folder.is_dir():
-            return sorted(folder.rglob("*.yml"))
+            files = sorted(folder.rglob("*.yml"))
+            if not files:
+                raise ConfigError(f"{folder}: no configuration (*.yml) is in this folder")
+            return files
     return [path]
 
 
 def _print_table(paths: Sequence[Path]) -> int:
     """One line per configuration; files that others are made of are named at the end."""
-    from escaip_fairchem.plugin.info import inspect_config, is_complete
+    from escaip_fairchem.plugin.info import ModelSizes, is_complete, resolve_includes
 
+    configs = {path: resolve_includes(path) for path in paths}
     # By their names, too: what lacks nothing but a size looks complete.
-    complete = [path for path in paths if not path.name.startswith("base") and is_complete(path)]
-    rows = [HEADINGS] + [_row(path, inspect_config(path)) for path in complete]
+    complete = [path for path in paths if not path.name.startswith("base") and is_complete(configs[path])]
+    sizes = ModelSizes()
+    rows = [HEADINGS] + [_row(path, configs[path], sizes.of(configs[path]["model"], path)) for path in complete]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [
@@ -80,18 +89,25 @@ def _print_table(paths: Sequence[Path]) -> int:
         print("  ".join(cells).rstrip())
     parts = [str(path) for path in paths if path not in complete]
     if parts:
-        print(f"\nparts of other files: {', '.join(parts)}")
+        print(f"\nleft out, because they are parts of other files: {', '.join(parts)}")
     return 0
 
 
 HEADINGS = ("configuration", "trained on", "parameters", "batch", "rate", "epochs")
 
 
-def _row(path: Path, info: ModelInfo) -> tuple[str, ...]:
-    train, optim = info.config["dataset"]["train"], info.config["optim"]
+def _row(path: Path, config: Mapping[str, Any], parameters: int) -> tuple[str, ...]:
+    train, optim = config["dataset"]["train"], config["optim"]
     share = "" if "fraction" not in train else f" ({100 * train['fraction']:g} %)"
-    settings = (optim["batch_size"], optim["lr_initial"], optim["max_epochs"])
-    return (str(path), f"{train['src']}{share}", f"{info.total:,}", *(f"{value:g}" for value in settings))
+    settings = (_shown(optim.get(key)) for key in ("batch_size", "lr_initial", "max_epochs"))
+    return (str(path), f"{train['src']}{share}", f"{parameters:,}", *settings)
+
+
+def _shown(setting: Any) -> str:
+    """A setting in short; those of others may be missing, or text (YAML reads ``1e-4`` as such)."""
+    if setting is None:
+        return "-"
+    return f"{setting:g}" if isinstance(setting, int | float) else str(setting)
 
 
 def describe(info: ModelInfo) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ class ModelInfo:
         return sum(self.parameters.values())
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML file with its ``includes``.
+def resolve_includes(path: Path) -> dict[str, Any]:
+    """Read a YAML file with its ``includes``, whether it is a configuration or a part of one.
 
     Raises:
         ConfigError: The file is missing or unreadable, or its includes contradict each other.
@@ -51,21 +52,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
     if conflicts:
         raise ConfigError(f"{path}: included files contradict each other in {conflicts}")
-    if "name" not in (config.get("model") or {}):
-        raise ConfigError(f"{path}: has no section 'model:' with a 'name:'")
     return dict(config)
 
 
-def is_complete(path: Path) -> bool:
-    """Whether a file describes a training by itself; other files are parts of such.
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration with its ``includes``.
 
     Raises:
-        ConfigError: The file cannot be read.
+        ConfigError: The file is missing or unreadable, its includes contradict each other, or it describes no model.
     """
-    try:
-        config, _, _ = load_config(str(path))
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a configuration: {error}") from error
+    config = resolve_includes(path)
+    if "name" not in (config.get("model") or {}):
+        raise ConfigError(f"{path}: has no section 'model:' with a 'name:'")
+    return config
+
+
+def is_complete(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a file describes a training by itself; other files are parts of such."""
     has_data = "src" in ((config.get("dataset") or {}).get("train") or {})
     return has_data and "name" in (config.get("model") or {}) and "max_epochs" in (config.get("optim") or {})
 
@@ -87,7 +90,7 @@ def build_model(section: Mapping[str, Any], path: Path) -> nn.Module:
     """Build the model of a ``model:`` section: this package's without memory for its parameters, others as they are.
 
     Raises:
-        ConfigError: No model has that name, or its settings cannot be used.
+        ConfigError: No model has that name, or its settings cannot be used. The message names the file.
     """
     settings = copy.deepcopy(dict(section))
     name = str(settings.pop("name"))
@@ -97,10 +100,40 @@ def build_model(section: Mapping[str, Any], path: Path) -> nn.Module:
     except RuntimeError as error:
         raise ConfigError(f"{path}: model.name: {error}") from error
     device = "meta" if issubclass(model_class, EScAIP) else "cpu"
-    with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model: nn.Module = model_class(**settings)
+    try:
+        with torch.device(device), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: nn.Module = model_class(**settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AssertionError, RuntimeError) as error:  # how others refuse settings
+        raise ConfigError(
+            f"{path}: no {name} can be made of its section 'model:' ({error!r}); a key is missing, unknown or out of "
+            "range, or the file is only a part of others"
+        ) from error
     return model
+
+
+class ModelSizes:
+    """Numbers of parameters; many configurations share a model, which is built once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, int] = {}
+
+    def of(self, section: Mapping[str, Any], path: Path) -> int:
+        """Count the parameters of a ``model:`` section's model.
+
+        Args:
+            section: The section.
+            path: Where it is from, for messages.
+
+        Raises:
+            ConfigError: No model can be made of it.
+        """
+        key = json.dumps(section, sort_keys=True, default=str)
+        if key not in self._known:
+            self._known[key] = sum(parameters_by_part(build_model(section, path)).values())
+        return self._known[key]
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
