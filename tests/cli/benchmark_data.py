@@ -26,11 +26,13 @@ from torch_geometric.data import Data
 
 from escaip_fairchem.cli.main import main
 
-OC20_ARCHIVES = ("s2ef_train_2M", "s2ef_train_all", "s2ef_md", "s2ef_val_id")
-OC22_FOLDERS = ("train", "val_id")
+OC20_SETS = ("id", "ood_ads", "ood_cat", "ood_both")
+OC20_ARCHIVES = ("s2ef_train_2M", "s2ef_train_all", "s2ef_md", *(f"s2ef_val_{name}" for name in OC20_SETS))
+OC20_TEST_ARCHIVE = "s2ef_test_lmdbs/test_data/s2ef/all"
+OC22_FOLDERS = ("train", "val_id", "val_ood", "test_id", "test_ood")
 OC22_ARCHIVE = "s2ef_total_train_val_test_lmdbs/data/oc22/s2ef-total"
 MD22 = ("ac_ala3_nhme", "dha", "stachyose", "at_at", "at_at_cg_cg", "buckyball_catcher", "double_walled_nanotube")
-FRAMES = 8
+FRAMES, TEST_FRAMES = 8, 2
 
 
 def rattled(atoms: Atoms, generator: np.random.Generator) -> Atoms:
@@ -55,11 +57,15 @@ def adsorbates(count: int, seed: int) -> list[Atoms]:
 
 
 def write_oc20(raw: Path) -> None:
-    """Raw S2EF files, in archives that hold a folder of their own name."""
+    """Raw S2EF files, in archives that hold a folder of their own name; the test sets are LMDB files."""
     for seed, archive in enumerate(OC20_ARCHIVES):
         folder = raw / archive / archive
         folder.mkdir(parents=True)
         write_s2ef(folder, adsorbates(FRAMES, seed))
+    for seed, name in enumerate(OC20_SETS):
+        folder = raw / OC20_TEST_ARCHIVE / f"test_{name}"
+        folder.mkdir(parents=True)
+        write_graphs(folder / "data.0000.lmdb", adsorbates(TEST_FRAMES, 50 + seed), labelled=False)
 
 
 def write_s2ef(folder: Path, structures: Sequence[Atoms]) -> None:
@@ -88,14 +94,17 @@ def numbers(values: Iterable[float]) -> str:
 
 
 def write_oc22(raw: Path) -> None:
-    """OC22's LMDB files."""
+    """OC22's LMDB files, with the marks ``oc22`` and ``nads``."""
     for seed, split in enumerate(OC22_FOLDERS):
         (raw / OC22_ARCHIVE / split).mkdir(parents=True)
-        write_total_energies(raw / OC22_ARCHIVE / split / "data.0000.lmdb", adsorbates(FRAMES, 10 + seed))
+        is_test = split.startswith("test")
+        structures = adsorbates(TEST_FRAMES if is_test else FRAMES, 10 + seed)
+        file = raw / OC22_ARCHIVE / split / "data.0000.lmdb"
+        write_graphs(file, structures, labelled=not is_test, oc22=1, nads=1)
 
 
-def write_total_energies(path: Path, structures: Sequence[Atoms]) -> None:
-    """Total energies in ``y``, forces in ``force``, and the marks ``oc22`` and ``nads``."""
+def write_graphs(path: Path, structures: Sequence[Atoms], *, labelled: bool, **marks: int) -> None:
+    """Graphs as Open Catalyst publishes them: total energies in ``y``, forces in ``force``, neither in test sets."""
     environment = lmdb.open(str(path), map_size=2**26, subdir=False, lock=False)
     with environment.begin(write=True) as transaction:
         for index, atoms in enumerate(structures):
@@ -106,13 +115,13 @@ def write_total_energies(path: Path, structures: Sequence[Atoms]) -> None:
                 natoms=len(atoms),
                 tags=torch.tensor(atoms.get_tags()),
                 fixed=torch.tensor(atoms.get_tags() == 0, dtype=torch.float32),
-                y=float(atoms.get_potential_energy()) - 30.0 * len(atoms),
-                force=torch.tensor(atoms.get_forces(), dtype=torch.float32),
-                oc22=1,
-                nads=1,
                 sid=index,
                 fid=0,
+                **marks,
             )
+            if labelled:
+                sample.y = float(atoms.get_potential_energy()) - 30.0 * len(atoms)
+                sample.force = torch.tensor(atoms.get_forces(), dtype=torch.float32)
             transaction.put(str(index).encode(), pickle.dumps(sample, protocol=-1))
         transaction.put(b"length", pickle.dumps(len(structures), protocol=-1))
     environment.close()

@@ -9,8 +9,8 @@ from typing import Any
 from escaip_fairchem.errors import DataError
 
 _ADVICE = (
-    "make a small data set with `escaip data demo OUT` or one of your own with `escaip data convert`, or say where "
-    "the data is: {key}=…"
+    "make what a shipped configuration expects with `escaip data oc20`, `oc22`, `spice`, `mptrj` or `md22`, a small "
+    "set with `escaip data demo OUT` or one of your own with `escaip data convert`, or say where the data is: {key}=…"
 )
 
 
@@ -66,7 +66,8 @@ def check_atom_counts(key: str, src: Any, metadata: Any) -> None:
     for file in files:
         if not file.is_file():
             raise DataError(
-                f"{key}: optim.load_balancing needs the numbers of atoms in {file}, which does not exist. `escaip data "
-                "convert` writes it; for data from elsewhere set optim.load_balancing_on_error=warn_and_no_balance "
-                "(or warn_and_balance, which reads all data first), or optim.load_balancing=null"
+                f"{key}: optim.load_balancing needs the numbers of atoms in {file}, which does not exist. All commands "
+                "`escaip data …` write it (`escaip data oc20` and `oc22` for prepared LMDB files, too); for other data "
+                "set optim.load_balancing_on_error=warn_and_no_balance (or warn_and_balance, which reads all data "
+                "first), or optim.load_balancing=null"
             )
