@@ -97,7 +97,7 @@ def check_results(words: Sequence[str], folder: Path) -> None:
         if table_of(words) in SETS:
             names = sets_of(words)
             rows = [row[0] for row in csv.reader(text.splitlines())][1:]
-            assert rows == (names + ["mean"] if names == SETS["oc20"] else names)
+            assert rows == ([*names, "mean"] if names == SETS["oc20"] else names)
     elif words[:2] == ["evaluate", "submission"]:
         assert out is not None
         with np.load(out) as predictions:
