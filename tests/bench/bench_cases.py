@@ -20,6 +20,9 @@ class InProcessWorker:
     def ask(self, case: Case, deadline: Deadline) -> Outcome:
         return measure(case)
 
+    def kill(self) -> None:
+        pass
+
     def end(self) -> None:
         pass
 

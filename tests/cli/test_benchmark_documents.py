@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from benchmark_data import CONVERSIONS, WRITERS
 from config_runs import run_command
-from test_every_config import SIZES, TRAINING
+from test_every_config import smaller
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
@@ -56,12 +56,9 @@ def shortened(command: str) -> tuple[str, list[str]]:
         command = command.replace(long, short)
     program, *words = shlex.split(command)
     if words[0] == "main":
-        kind = "equiformer" if "equiformer" in command else "escaip"
-        words += ["--cpu", *(f"model.backbone.{key}={value}" for key, value in SIZES[kind].items())]
-        changes = {**TRAINING, "eval_every": 1000}  # the last weights are evaluated in any case
-        if "--checkpoint" in words:
-            changes["max_epochs"] = 2  # one more than the training that it continues
-        words += [f"optim.{key}={value}" for key, value in changes.items()]
+        words += ["--cpu", *smaller(command)]
+        if "--checkpoint" in words:  # one epoch more than the training that it continues
+            words[words.index("optim.max_epochs=1")] = "optim.max_epochs=2"
     elif words[0] == "evaluate":
         words.append("--cpu")
         if words[1] == "relax":  # by a model that knows nothing yet, crystals would soon collapse

@@ -92,6 +92,9 @@ def test_a_training_in_two_parts_is_the_same_training(folder: Path, trained: Pat
         first, second = curve(folder, "first", scalar), curve(folder, "second", scalar)
         assert whole
         assert not first.keys() & second.keys()
+        if scalar == "val/loss":
+            assert list(first) == [6]  # the last weights of a training are evaluated in any case
+            first = {}
         assert {**first, **second} == whole, scalar
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.utils import cg_change_mat
 from fairchem.core.datasets.base_dataset import BaseDataset, Subset, create_dataset
 from torch_geometric.data import Data
@@ -32,11 +34,12 @@ SHARE = "dataset__train__fraction"
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("training_set")
     single_process_group(folder)
     write_lmdb(folder / "val.lmdb", rattled_slabs(5, seed=1), first_sid=100)
-    return write_lmdb(folder / "train.lmdb", rattled_slabs(20, seed=0))
+    yield write_lmdb(folder / "train.lmdb", rattled_slabs(20, seed=0))
+    distutils.cleanup()  # other tests in this process are not distributed
 
 
 def dataset_of(data: Path, **settings: Any) -> Subset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -51,9 +52,9 @@ def run_reporting(command: str, function: Callable[[], int | None], *, debug: bo
 
 def _output_is_closed() -> bool:
     """Whether nobody reads standard output any more; what is left for it then goes nowhere."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    poll = select.poll()  # flushing would tell only if something were left to be written
+    poll.register(sys.stdout.fileno(), select.POLLERR)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
