@@ -124,7 +124,7 @@ def test_the_table_says_what_was_evaluated() -> None:
 
 def test_what_is_not_known_is_left_out_or_has_a_line_of_its_own() -> None:
     runs = [run("a", structures=None), run("b", energy_mae=None), run("c", structures=None, parameters=7)]
-    assert drawn(figure_lines(runs, "parameters")) == {"EScAIP, training structures not known": ["a", "c"]}
+    assert drawn(figure_lines(runs, "parameters")) == {"EScAIP, training structures not known": ["c", "a"]}
     assert figure_lines(runs, "data") == []
 
 

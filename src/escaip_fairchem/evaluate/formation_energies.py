@@ -108,7 +108,7 @@ class FormationEnergies:
             formula: Of all of its atoms, e.g. ``Cu4O2``.
             energy: Of the whole structure, eV.
         """
-        counts = Formula(formula).count()
+        counts: dict[str, int] = Formula(formula).count()
         correction = 0.0 if self.corrections is None else self.corrections[identifier]
         elements = math.fsum(count * self.references[symbol] for symbol, count in counts.items())
         return (energy + correction - elements) / sum(counts.values())

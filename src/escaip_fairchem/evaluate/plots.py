@@ -24,6 +24,8 @@ BLUE, ORANGE, GREY = "#2f6db5", "#d9822b", "#8a8a8a"
 MARKERS = "os^Dvp"
 NAMED_POINTS = 12
 """Points of a figure whose names there is room for."""
+WIDE_LABEL = 50
+"""Letters of a label beyond which two do not fit side by side."""
 
 
 def _figure(columns: int) -> tuple[Figure, list[Axes]]:
@@ -186,7 +188,7 @@ def plot_scaling(lines: Sequence[ScalingLine], label: str, note: str, path: Path
         panel.set_yscale("log")
         panel.set_xlabel(label)
         panel.set_ylabel(name)
-    columns = 2 if len(lines) > 1 else 1
+    columns = 2 if len(lines) > 1 and max(len(line.label) for line in lines) <= WIDE_LABEL else 1
     # Below the panels, where labels hide no points; in inches, a row is about this high.
     figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(lines) // columns))
     figure.legend(
