@@ -20,7 +20,7 @@ from torch_geometric.data import Data
 
 from escaip_fairchem.evaluate.curves import read_curves
 
-pytestmark = [pytest.mark.end_to_end]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SECTION = re.search(
@@ -29,8 +29,9 @@ SECTION = re.search(
     flags=re.MULTILINE | re.DOTALL,
 )
 SMALLER = [
+    *("--print-every", "1"),
     *(f"model.backbone.{key}={value}" for key, value in SIZES["escaip"].items()),
-    *(f"optim.{key}={value}" for key, value in TRAINING.items()),
+    *(f"optim.{key}={value}" for key, value in {**TRAINING, "batch_size": 4, "eval_every": 100}.items()),
 ]
 
 

@@ -327,7 +327,8 @@ def test_records_of_another_format_are_named(tmp_path: Path, change: dict[str, A
 
 
 def test_labels_have_the_published_names_because_the_reader_knows_no_others(tmp_path: Path):
-    record = oc22_graph(1, 0, [8, 22], None, energy=-13.0, forces=torch.zeros(2, 3))
+    record = oc22_graph(1, 0, [8, 22], None, forces=torch.zeros(2, 3))
+    record.energy = -13.0
     write_lmdb(tmp_path / "raw" / "train" / "a.lmdb", [record])
     with pytest.raises(DataError, match=r"train/a\.lmdb:0: malformed record: has no y, force\n"):
         prepare_oc22(str(tmp_path / "raw"), tmp_path / "out" / "s2ef", OPTIONS)

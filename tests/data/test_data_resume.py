@@ -243,6 +243,12 @@ def test_the_search_for_structures_reports_how_far_it_is(
     assert capsys.readouterr().err == ""
 
 
+def test_on_a_terminal_everything_found_is_passed_on(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    found = progress.watch([3, 7, 9], total=9, title="x", reach=lambda item: item, size=lambda item: 1)
+    assert list(found) == [3, 7, 9]
+
+
 def test_a_short_search_is_not_reported(tmp_path: Path, inputs: list[str], capsys: pytest.CaptureFixture[str]):
     convert(inputs, tmp_path / "out", OPTIONS, show_progress=True)
     assert "looking for structures" not in capsys.readouterr().err

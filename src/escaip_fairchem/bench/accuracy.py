@@ -188,7 +188,7 @@ def compare_accuracies(session: Session, comparison: Comparison, *, jobs: int = 
         ConfigError: The folder holds trainings of another machine, or of as many at a time as is not asked for now.
     """
     out = session.options.out
-    conditions = {"jobs": jobs, "processor": session.machine.name, **session.machine.versions}
+    conditions: dict[str, str | int] = {"jobs": jobs, "processor": session.machine.name, **session.machine.versions}
     kept = KeptTrainings(None if out is None else out / "trainings.jsonl", conditions)
     cases = [case for case in comparison.cases(session) if not kept.has(case)]
     if kept.outcomes:
