@@ -25,8 +25,8 @@ LEFT_OUT = ("curl ", "tar ", "mkdir ")
 SHORTER = {"--steps 200000": "--steps 20"}
 BLOCK = re.compile(r"^```sh\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 LOOP = re.compile(r"^for (\w+) in ([^;]+); do\n(.*?)^done\n", flags=re.MULTILINE | re.DOTALL)
-ROWS = {"oc20": ["id", "ood_ads", "ood_cat", "ood_both", "mean"], "oc22": ["id", "ood"]}
-"""First column of a benchmark's table of errors."""
+SETS = {"oc20": ["id", "ood_ads", "ood_cat", "ood_both"], "oc22": ["id", "ood"]}
+"""Sets of a benchmark's table of errors."""
 
 
 def written_out(block: str) -> list[str]:
@@ -78,25 +78,40 @@ def run_in_turn(commands: Sequence[str], folder: Path) -> None:
         check_results(words, folder)
 
 
+def table_of(words: Sequence[str]) -> str | None:
+    """The benchmark whose table a command asks for."""
+    return words[words.index("--table") + 1] if "--table" in words else None
+
+
+def sets_of(words: Sequence[str]) -> list[str]:
+    """Names of the data sets in a command."""
+    return [name for name, equals, _ in (word.partition("=") for word in words) if equals]
+
+
 def check_results(words: Sequence[str], folder: Path) -> None:
     """Compare the files that a command was to write with what the benchmark needs."""
     out = folder / words[words.index("--out") + 1] if "--out" in words else None
     if words[:2] == ["evaluate", "metrics"] and out is not None:
         text = (out / "metrics.csv").read_text()
         assert "nan" not in text
-        labels = [row[0] for row in csv.reader(text.splitlines())][1:]
-        table = words[words.index("--table") + 1] if "--table" in words else ""
-        assert labels == ROWS.get(table, labels)
+        if table_of(words) in SETS:
+            names = sets_of(words)
+            rows = [row[0] for row in csv.reader(text.splitlines())][1:]
+            assert rows == ([*names, "mean"] if names == SETS["oc20"] else names)
     elif words[:2] == ["evaluate", "submission"]:
         assert out is not None
         with np.load(out) as predictions:
-            for split in (word.partition("=")[0] for word in words if "=" in word):
+            for split in sets_of(words):
                 assert len(predictions[f"{split}_ids"]) == len(predictions[f"{split}_energy"]) > 0
     elif words[:2] == ["evaluate", "dynamics"]:
         summary = json.loads((folder / words[4] / "summary.json").read_text())
         assert summary["h_mae_integrated"] is not None
     elif words[:2] == ["evaluate", "relax"]:
         assert (folder / words[4] / "relaxed.jsonl.gz").is_file()
+    elif words[:2] == ["plot", "scaling"]:
+        assert out is not None
+        assert (out / "scaling.csv").is_file()
+        assert (out / "scaling_parameters.png").is_file()
     elif out is not None:
         assert list(out.glob("*.csv")), words
 
@@ -138,6 +153,14 @@ def test_the_document_has_all_benchmarks_in_four_steps():
         assert list(dict.fromkeys(kinds)) == ["escaip data", "fairchem main", "escaip evaluate", *further], name
 
 
+def test_tables_have_all_sets_of_their_benchmark():
+    asked = [shlex.split(command)[1:] for commands in BENCHMARKS.values() for command in commands]
+    asked = [words for words in asked if table_of(words) in SETS or "submission" in words]
+    assert [table_of(words) for words in asked].count(None) == 2
+    for words in asked:
+        assert sets_of(words) == SETS[table_of(words) or ("oc22" if "ood" in sets_of(words) else "oc20")], words
+
+
 def test_what_is_downloaded_goes_to_folders_that_are_made_before():
     for block in BLOCK.findall((DOCUMENTS / "benchmarks.md").read_text()):
         if "curl " in block:
@@ -160,7 +183,7 @@ def test_its_commands_run(name: str, tmp_path: Path):
     run_in_turn(BENCHMARKS[name], tmp_path)
 
 
-def test_the_ablation_s_commands_run(tmp_path: Path):
+def test_the_ablations_commands_run(tmp_path: Path):
     WRITERS["oc20"](tmp_path / "raw" / "oc20")
     for words in CONVERSIONS[:3]:
         assert run_command("escaip", words.split(), tmp_path).status == 0
