@@ -15,10 +15,14 @@ from escaip_fairchem.bench.timing import Spread
 
 DOTS_PER_INCH = 110
 MODES = ("inference", "training")
+MARKERS = ("o", "^", "s")
+"""Of the first ten models, the next ten, and so on; colours repeat after ten."""
 
 
 def plot_efficiency(outcomes: Sequence[Outcome], path: Path) -> Path:
-    """Draw samples per second and peak memory against batch size, both with their spread over the batches.
+    """Draw samples per second, with their spread over the batches, and mean peak memory against batch size.
+
+    As in the table, samples per second are the batch size over the mean time.
 
     Args:
         outcomes: Of passes; those without figures are left out.
@@ -31,10 +35,11 @@ def plot_efficiency(outcomes: Sequence[Outcome], path: Path) -> Path:
     for outcome in outcomes:
         if outcome.is_measured and isinstance(outcome.case, PassCase):
             lines[str(outcome.case.name), outcome.case.mode].append(outcome)
-    colors = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(name for name, _ in lines))}
+    names = dict.fromkeys(name for name, _ in lines)
+    looks = {name: (f"C{number % 10}", MARKERS[number // 10 % len(MARKERS)]) for number, name in enumerate(names)}
     for (name, mode), points in lines.items():
         speed, memory = axes[0][MODES.index(mode)], axes[1][MODES.index(mode)]
-        _draw(speed, memory, points, label=name, color=colors[name])
+        _draw(speed, memory, points, label=name, look=looks[name])
     for mode, speed, memory in zip(MODES, axes[0], axes[1], strict=True):
         _decorate(speed, memory, mode)
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -45,22 +50,24 @@ def plot_efficiency(outcomes: Sequence[Outcome], path: Path) -> Path:
     return path
 
 
-def _draw(speed: Axes, memory: Axes, points: Sequence[Outcome], *, label: str, color: str) -> None:
+def _draw(speed: Axes, memory: Axes, points: Sequence[Outcome], *, label: str, look: tuple[str, str]) -> None:
     sizes, rates, peaks = [], [], []
     for outcome in points:
         assert isinstance(outcome.case, PassCase)
         size = outcome.case.batch_size
         sizes.append(size)
-        rates.append(Spread.of([size / second for second in outcome.seconds]))
-        peaks.append(Spread.of([peak / 1e9 for peak in outcome.peak_bytes]))
-    for panel, spreads in ((speed, rates), (memory, peaks)):
+        time = Spread.of(outcome.seconds)
+        rates.append((size / time.mean, size * time.std / time.mean**2))
+        peaks.append((Spread.of(outcome.peak_bytes).mean / 1e9, 0.0))
+    for panel, values in ((speed, rates), (memory, peaks)):
+        means, spreads = zip(*values, strict=True)
         panel.errorbar(
             sizes,
-            [spread.mean for spread in spreads],
-            yerr=[spread.std for spread in spreads],
+            means,
+            yerr=spreads if any(spreads) else None,
             label=label,
-            color=color,
-            marker="o",
+            color=look[0],
+            marker=look[1],
             markersize=4,
             capsize=2,
             linewidth=1.2,

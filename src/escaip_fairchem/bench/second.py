@@ -58,8 +58,10 @@ def _measure(session: Session, case: PassCase, interpreter: Path) -> Outcome:
         except OSError as error:
             return Outcome(case=case, status=NOT_AVAILABLE, reason=f"--fairchem2 {interpreter}: {error}")
         if done.returncode != 0 or not answer.is_file():
-            tail = " ".join(done.stderr.split())[-200:]
-            return Outcome(case=case, status=FAILED, reason=f"status {done.returncode}: {tail}")
+            # Of a traceback the last line; the others name folders of this machine.
+            said = done.stderr.strip().splitlines()
+            reason = f"status {done.returncode}: {said[-1].strip()[:200] if said else 'it said nothing'}"
+            return Outcome(case=case, status=FAILED, reason=reason)
         content = json.loads(answer.read_text(encoding="utf-8"))
     if "missing" in content:
         return Outcome(case=case, status=NOT_AVAILABLE, reason=str(content["missing"]))
