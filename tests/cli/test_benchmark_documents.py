@@ -62,6 +62,8 @@ def shortened(command: str) -> tuple[str, list[str]]:
         if "--checkpoint" in words:
             changes["max_epochs"] = 2  # one more than the training that it continues
         words += [f"optim.{key}={value}" for key, value in changes.items()]
+    elif words[0] == "data":
+        words += ["--workers", "1"]  # others would take longer to start than there is to do
     elif words[0] == "evaluate":
         words.append("--cpu")
         if words[1] == "relax":  # by a model that knows nothing yet, crystals would soon collapse
