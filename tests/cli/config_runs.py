@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 PATIENCE = 300.0
 """Seconds until a run counts as hanging."""
@@ -36,6 +39,9 @@ def server() -> Any:
     """The context whose processes are copies of one that has imported what runs need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["config_runs_preload"])
+    # The server looks for it where PYTHONPATH says, whatever this process has in sys.path, and goes without in silence.
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
     return context
 
 

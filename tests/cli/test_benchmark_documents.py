@@ -59,6 +59,8 @@ def shortened(command: str) -> tuple[str, list[str]]:
         words += ["--cpu", *smaller(command)]
         if "--checkpoint" in words:  # one epoch more than the training that it continues
             words[words.index("optim.max_epochs=1")] = "optim.max_epochs=2"
+    elif words[0] == "data":
+        words += ["--workers", "1"]  # others would take longer to start than there is to do
     elif words[0] == "evaluate":
         words.append("--cpu")
         if words[1] == "relax":  # by a model that knows nothing yet, crystals would soon collapse
