@@ -26,6 +26,9 @@ class InProcessWorker:
 
     is_alive = True
 
+    def __init__(self, threads: int | None = None) -> None:
+        pass
+
     def ask(self, case: Case, deadline: Deadline) -> Outcome:
         return measure(case)
 
