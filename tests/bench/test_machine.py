@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from bench_cases import InProcessWorker, passes
 
 from escaip_fairchem.bench.machine import (
     check_device,
@@ -13,6 +16,7 @@ from escaip_fairchem.bench.machine import (
     gemm_rate,
     measure_machine,
 )
+from escaip_fairchem.bench.options import Options, Session, machine_table
 from escaip_fairchem.errors import ConfigError
 
 
@@ -26,6 +30,33 @@ def test_the_machine_is_described_and_its_rates_are_plausible():
     assert 1e8 < machine.rate("fp32") < 1e14
     assert 1e8 < machine.copy_rate < 1e13
     assert machine.rate("tf32") != machine.rate("tf32")  # NaN: not measured
+
+
+def test_the_best_of_two_measurements_takes_each_rate_by_itself():
+    machine = replace(measure_machine("cpu", quick=True), gemm_rates={"fp32": {"a": 2.0, "b": 3.0}}, copy_rate=5.0)
+    slow = replace(machine, fp32_rates=(3.0,))
+    fast = replace(machine, gemm_rates={"fp32": {"a": 1.0, "b": 9.0}}, copy_rate=4.0, fp32_rates=(9.0,))
+    best = slow.best_of(fast)
+    assert best.gemm_rates == {"fp32": {"a": 2.0, "b": 9.0}}
+    assert best.copy_rate == 5.0
+    assert best.fp32_rates == (3.0, 9.0)
+    table = machine_table(replace(best, fp32_rates=(3e9, 9e9, 4e9)))
+    assert "highest of 3 measurements" in table.notes[-1]
+    assert "3 to 9 GFLOP/s, at 4 in half" in table.notes[-1]
+
+
+def test_rates_are_measured_again_between_cases_but_not_after_each(monkeypatch: pytest.MonkeyPatch):
+    session = Session(Options(quick=True), show=lambda line: None)
+    session.runner.drop(passes(), "")
+    monkeypatch.setattr("escaip_fairchem.bench.runner.Worker", InProcessWorker)
+    session.runner.one(passes(batches=1))
+    assert len(session.machine.fp32_rates) == 1
+    monkeypatch.setattr("escaip_fairchem.bench.options.RATES_EVERY", 0.0)
+    session.runner.one(passes(batches=2))
+    session.runner.one(passes(batches=2))  # known by now
+    assert len(session.machine.fp32_rates) == 2
+    session.measure_rates()
+    assert len(session.machine.fp32_rates) == 3
 
 
 def test_rates_count_two_operations_per_multiply_add_and_two_ways_per_byte(monkeypatch: pytest.MonkeyPatch):

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from escaip_fairchem.bench.growth import measure_growth
 from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
 from escaip_fairchem.bench.options import Options
-from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes
+from escaip_fairchem.bench.passes import Deviation, Pass, measure_comparison, measure_passes, time_in_turn
 from escaip_fairchem.bench.searches import measure_search
 from escaip_fairchem.bench.timing import Timer
 from escaip_fairchem.bench.trainer import measure_trainer
@@ -130,12 +131,30 @@ def test_structures_one_by_one_take_a_pass_each(monkeypatch: pytest.MonkeyPatch)
         return original(self, batch)
 
     monkeypatch.setattr(Pass, "on", noted)
+    monkeypatch.setattr("escaip_fairchem.bench.passes.ESCAIP", {})  # as if the model were another's
     for singly, expected in ((False, 3), (True, 1)):
         sizes.clear()
         outcome = measure(CompareCase(names=["escaip-tiny:fast"], repeats=1, singly=singly))
         assert outcome.is_measured
         assert len(outcome.extra["seconds"]["escaip-tiny:fast"]) == 1
         assert sizes[2:] == [expected] * (3 if singly else 1)  # after the outputs and the first pass
+    monkeypatch.undo()
+    monkeypatch.setattr(Pass, "on", noted)
+    sizes.clear()
+    assert measure(CompareCase(names=["escaip-tiny:fast"], repeats=1, singly=True)).is_measured
+    assert sizes[2:] == [3]  # this package's models need not be spared
+
+
+def test_compared_models_are_timed_equally_often_in_rounds():
+    calls: list[str] = []
+    slow = CompareCase(names=["a", "b"], repeats=5, budget=0.25)
+
+    def passing(name: str, seconds: float) -> Any:
+        return lambda: (calls.append(name), time.sleep(seconds))
+
+    seconds = time_in_turn({"a": passing("a", 0.1), "b": passing("b", 0.0)}, slow)
+    assert calls == ["a", "b"] * 3  # then the first has used its budget
+    assert [len(seconds[name]) for name in "ab"] == [3, 3]
 
 
 def test_a_setting_of_the_future_is_not_available_rather_than_a_crash(monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,10 +49,11 @@ class Answers:
         return getattr(self, f"_{case.kind}")(case)
 
     def _compare(self, case: CompareCase) -> Outcome:
-        if case.names == [PEER] and not self.peer_fits and not case.singly:
+        if PEER in case.names and not self.peer_fits and not case.singly:
             return Outcome(case=case, status=FAILED, reason=OUT_OF_MEMORY)
         factor = 3.0 if case.mode == "training" else 1.0
-        times = {name: [factor * self._time(name)] * 3 for name in case.names}
+        # The machine was four times as slow in the last round, which each pair of times says.
+        times = {name: [factor * self._time(name) * slow for slow in (1.0, 1.0, 4.0)] for name in case.names}
         errors = {name: FORCE_ERRORS.get(name.partition(":")[2], 1e-6) for name in times if not name.startswith(PEER)}
         deviations = {
             name: {key: {"largest": 2 * error, "rms": error} for key in ("energy", "forces")}
@@ -101,7 +103,7 @@ class FakeSession:
 
 def rows(**session: Any) -> dict[str, dict[str, Any]]:
     found = {}
-    for row in run_ratios(FakeSession(**session))[0].rows:
+    for row in run_ratios(FakeSession(**session))()[0].rows:
         key = f"{row['what']} ({row['where']})"
         assert key not in found
         found[key] = dict(row)
@@ -130,9 +132,33 @@ def test_the_ratios_of_a_cpu():
     ):
         row = only(found, text)
         assert (row["measured"], row["verdict"]) == (measured, verdict), row
+    assert only(found, "3 frames, against")["from"].startswith(
+        "escaip-small:plain 4 s / escaip-small:fast 2 s; of 3 pairs: 2 to 2, median 2"
+    )
     on_gpu = [row for row in found.values() if row["where"] == "GPU"]
     assert len(on_gpu) == 5
     assert all(row["verdict"] == row["measured"] == NOT_MEASURED for row in on_gpu)
+
+
+def test_the_peer_and_the_fast_path_are_timed_in_turn_in_one_process():
+    ratios = Ratios(FakeSession())
+    ratios.forward()
+    assert [outcome.case.names for outcome in ratios._compared] == [
+        ["escaip-small:plain", "escaip-small:fast"],
+        [f"escaip-small:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")],
+        [PEER, "escaip-small:fast"],
+    ]
+
+
+def test_floors_follow_the_rates_that_are_found_later():
+    session = FakeSession()
+    make = run_ratios(session)
+    before = make()[1].rows[0]["floor (s)"]
+    faster = replace(
+        session.machine, gemm_rates={"fp32": {"a": 2e12}, "bf16": {"a": 2e15}, "tf32": {"a": 1e14}}, copy_rate=2e10
+    )
+    session.machine = session.machine.best_of(faster)
+    assert make()[1].rows[0]["floor (s)"] == before / 2
 
 
 def test_a_peer_that_needs_too_much_memory_takes_one_structure_after_the_other():

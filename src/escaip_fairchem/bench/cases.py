@@ -88,7 +88,7 @@ class CompareCase(Case):
         names: ``model:variant`` each; the first is what the others are compared with.
         mode: ``inference`` or ``training``.
         repeats: Most repetitions of each.
-        singly: Whether inference takes one structure after the other, for models that need too much memory for all.
+        singly: Whether fairchem's models take one structure after the other, where they need too much memory for all.
     """
 
     kind: ClassVar[str] = "compare"
@@ -101,7 +101,8 @@ class CompareCase(Case):
     @property
     def title(self) -> str:
         """What is measured, for messages."""
-        return f"{' / '.join(self.names)} {self.mode}, in turn{', structures one by one' if self.singly else ''}"
+        singly = ", fairchem's structures one by one" if self.singly else ""
+        return f"{' / '.join(self.names)} {self.mode}, in turn{singly}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from escaip_fairchem.bench.cases import CompareCase, Outcome
@@ -37,12 +36,15 @@ def comparison_table(outcome: Outcome, session: Session) -> Table:
     case = outcome.case
     assert isinstance(case, CompareCase)
     rows = [_comparison_row(outcome, case, name, session) for name in case.names]
-    notes = [f"{outcome.extra.get('frames', '')}, models in turn; {outcome.remark}".rstrip("; ")]
+    alone = ", fairchem's models one frame after the other" if case.singly else ""
+    notes = [f"{outcome.extra.get('frames', '')}, models in turn{alone}; {outcome.remark}".rstrip("; ")]
+    first = parse_name(case.names[0])
+    beside = "the plain path" if first.variant == "plain" else first.model
     columns = (
         "model", "precision", "mode", "time median (s)", "time mean (s)", "time std (s)", "repeats", "floor (s)",
         "floor share", "energy max", "energy RMS", "forces max", "forces RMS", "remark",
     )  # fmt: skip
-    return Table(title=f"{case.mode.capitalize()} beside the plain path", columns=columns, rows=rows, notes=notes)
+    return Table(title=f"{case.mode.capitalize()} beside {beside}", columns=columns, rows=rows, notes=notes)
 
 
 def _comparison_row(outcome: Outcome, case: CompareCase, text: str, session: Session) -> dict[str, Any]:
@@ -74,23 +76,23 @@ def _comparison_row(outcome: Outcome, case: CompareCase, text: str, session: Ses
     }
 
 
-def with_peer(outcome: Outcome, peer: Outcome) -> Outcome:
-    """A comparison with the times of another one, of the same frames in another process, beside its own."""
-    reasons = dict.fromkeys(peer.case.names, peer.remark) if isinstance(peer.case, CompareCase) and peer.remark else {}
-    merged = {
-        key: {**outcome.extra.get(key, {}), **peer.extra.get(key, {}), **more}
-        for key, more in (("seconds", {}), ("reasons", reasons))
-    }
-    return replace(outcome, extra={**outcome.extra, **merged})
-
-
 def times_behind(outcome: Outcome, large: str, small: str) -> str:
     """The two times behind a ratio, or why there is none."""
     seconds, reasons = medians(outcome), outcome.extra.get("reasons", {})
     if outcome.remark:
         return outcome.remark
     missing = [f"{name}: {reasons.get(name, 'not asked for')}" for name in (large, small) if name not in seconds]
-    return "; ".join(missing) or f"{large} {seconds[large]:.4g} s / {small} {seconds[small]:.4g} s"
+    return "; ".join(missing) or (
+        f"{large} {seconds[large]:.4g} s / {small} {seconds[small]:.4g} s{pairs_note(outcome, large, small)}"
+    )
+
+
+def pairs_note(outcome: Outcome, large: str, small: str) -> str:
+    """How much the ratio differs between rounds, in each of which the two were timed right after each other."""
+    times = outcome.extra["seconds"]
+    ratios = [one / other for one, other in zip(times[large], times[small], strict=True)]
+    middle = Spread.of(ratios).median
+    return f"; of {len(ratios)} pairs: {min(ratios):.3g} to {max(ratios):.3g}, median {middle:.3g}"
 
 
 def deviation_note(deviation: Any) -> str:

@@ -25,7 +25,7 @@ from escaip_fairchem.bench.models import (
 )
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.passes import warm_libraries
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.timing import Spread, synchronized_clock
 from escaip_fairchem.nn import Neighborhoods, Systems
 from escaip_fairchem.nn.neighbors_skin import SkinSearch
@@ -202,8 +202,8 @@ def _watch(model: torch.nn.Module, device: str) -> dict[str, float]:
     return moments
 
 
-def run_md(session: Session) -> list[Table]:
-    """Measure dynamics of growing systems; write ``md.csv``."""
+def run_md(session: Session) -> MakeTables:
+    """Measure dynamics of growing systems; the table's file is ``md.csv``."""
     options = session.options
     outcomes: list[Outcome] = []
     for name in options.names(USUAL_MODELS, QUICK_MODELS):
@@ -216,7 +216,7 @@ def run_md(session: Session) -> list[Table]:
                 last = session.runner.drop(case, reason) if reason else session.runner.one(case)
                 outcomes.append(last)
                 before = atoms
-    return [session.save(dynamics_table(outcomes, session), "md")]
+    return lambda: [session.save(dynamics_table(outcomes, session), "md")]
 
 
 def _case(session: Session, name: ModelName, driver: str, atoms: int) -> DynamicsCase:

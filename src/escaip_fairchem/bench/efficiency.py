@@ -10,7 +10,7 @@ from escaip_fairchem.bench.floors import Floor
 from escaip_fairchem.bench.machine import Machine
 from escaip_fairchem.bench.models import BASELINES, SECOND_FAIRCHEM, ModelName
 from escaip_fairchem.bench.options import Session
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.timing import Spread
 
 MODES = ("inference", "training")
@@ -31,17 +31,15 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def run_efficiency(session: Session) -> list[Table]:
-    """Measure all models, write ``efficiency.csv`` and ``efficiency.png``, and return the table."""
+def run_efficiency(session: Session) -> MakeTables:
+    """Measure all models and write ``efficiency.png``; the table's file is ``efficiency.csv``."""
     outcomes = measure_efficiency(session)
-    table = efficiency_table(outcomes, session.machine)
-    session.save(table, "efficiency")
     out = session.options.out
     if out is not None and any(outcome.is_measured for outcome in outcomes):
         from escaip_fairchem.bench.plots import plot_efficiency  # matplotlib is slow to import, and may be absent
 
         plot_efficiency(outcomes, out / "efficiency.png")
-    return [table]
+    return lambda: [session.save(efficiency_table(outcomes, session.machine), "efficiency")]
 
 
 def measure_efficiency(session: Session) -> list[Outcome]:

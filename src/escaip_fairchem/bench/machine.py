@@ -8,7 +8,7 @@ import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -45,6 +45,7 @@ class Machine:
         date: Day of the measurement, ISO 8601.
         gemm_rates: FLOP/s of matrix products by precision (``fp32``, ``bf16``, ``tf32``) and shape (``4096x512x1024``).
         copy_rate: Bytes per second of a copy within the device's memory, bytes read and bytes written counted.
+        fp32_rates: FLOP/s of the fastest float32 product, one per measurement that the rates are the highest of.
     """
 
     device: str
@@ -56,6 +57,26 @@ class Machine:
     date: str
     gemm_rates: dict[str, dict[str, float]] = field(default_factory=dict)
     copy_rate: float = float("nan")
+    fp32_rates: tuple[float, ...] = ()
+
+    def best_of(self, other: Machine) -> Machine:
+        """This machine with the higher of each two rates.
+
+        A shared machine has slow moments, which last minutes; a floor must be what it can do in its best one.
+
+        Args:
+            other: The same machine, measured at another time, in the same precisions and shapes.
+        """
+        rates = {
+            precision: {shape: max(rate, other.gemm_rates[precision][shape]) for shape, rate in rates.items()}
+            for precision, rates in self.gemm_rates.items()
+        }
+        return replace(
+            self,
+            gemm_rates=rates,
+            copy_rate=max(self.copy_rate, other.copy_rate),
+            fp32_rates=(*self.fp32_rates, *other.fp32_rates),
+        )
 
     def rate(self, precision: str) -> float:
         """FLOP/s of the fastest matrix product measured in a precision; NaN where it was not measured."""
@@ -105,27 +126,33 @@ def describe_machine(device: str) -> Machine:
     )
 
 
-def measure_machine(device: str, *, quick: bool = False) -> Machine:
+def measure_machine(device: str, *, quick: bool = False, longest: float = 2.0) -> Machine:
     """Describe the machine and measure its rates.
 
     Args:
         device: ``cpu`` or ``cuda``.
         quick: Whether to use small sizes, for rates that are too low but there within a second.
+        longest: Seconds for the repetitions of each product, and of the copy.
     """
     machine = describe_machine(device)
     precisions = ("fp32", "bf16", "tf32") if device == "cuda" else ("fp32", "bf16")
     shapes = ((512, 128, 256),) if quick else (*GEMM_SHAPES, LARGE_GEMM[device])
     rates = {
-        precision: {"x".join(map(str, shape)): gemm_rate(device, precision, shape, quick=quick) for shape in shapes}
+        precision: {
+            "x".join(map(str, shape)): gemm_rate(device, precision, shape, quick=quick, longest=longest)
+            for shape in shapes
+        }
         for precision in precisions
     }
-    copied = copy_rate(device, 2**24 if quick else COPIED_BYTES[device])
+    copied = copy_rate(device, 2**24 if quick else COPIED_BYTES[device], longest=longest)
     if device == "cuda":
         torch.cuda.empty_cache()  # for the processes that measure
-    return Machine(**{**machine.as_dict(), "gemm_rates": rates, "copy_rate": copied})
+    return replace(machine, gemm_rates=rates, copy_rate=copied, fp32_rates=(max(rates["fp32"].values()),))
 
 
-def gemm_rate(device: str, precision: str, shape: tuple[int, int, int], *, quick: bool = False) -> float:
+def gemm_rate(
+    device: str, precision: str, shape: tuple[int, int, int], *, quick: bool = False, longest: float = 2.0
+) -> float:
     """FLOP/s of ``(m, k) @ (k, n)`` on random data: the median of repeated products.
 
     Args:
@@ -133,6 +160,7 @@ def gemm_rate(device: str, precision: str, shape: tuple[int, int, int], *, quick
         precision: ``fp32``, ``bf16`` or ``tf32``.
         shape: m, k, n.
         quick: Whether a few repetitions are enough.
+        longest: Seconds after which no repetition is begun.
     """
     rows, inner, columns = shape
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -140,15 +168,15 @@ def gemm_rate(device: str, precision: str, shape: tuple[int, int, int], *, quick
     left = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
     right = torch.randn(inner, columns, device=device, generator=generator).to(dtype)
     with float32_products("high" if precision == "tf32" else "highest"):
-        seconds = _typical(device, lambda: left @ right, repeats=3 if quick else 15, longest=0.3 if quick else 2.0)
+        seconds = _typical(device, lambda: left @ right, repeats=3 if quick else 15, longest=longest)
     return 2.0 * rows * inner * columns / seconds
 
 
-def copy_rate(device: str, size: int) -> float:
+def copy_rate(device: str, size: int, *, longest: float = 2.0) -> float:
     """Bytes per second of a copy of ``size`` bytes, read and written bytes counted."""
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    return 2.0 * size / _typical(device, lambda: target.copy_(source), repeats=7, longest=2.0)
+    return 2.0 * size / _typical(device, lambda: target.copy_(source), repeats=7, longest=longest)
 
 
 @contextmanager

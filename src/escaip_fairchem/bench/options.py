@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,11 @@ from escaip_fairchem.bench.models import ModelName, parse_name
 from escaip_fairchem.bench.runner import Runner
 from escaip_fairchem.bench.tables import Table
 from escaip_fairchem.bench.timing import Deadline
+
+RATES_EVERY = 120.0
+"""Seconds between measurements of the rates of a processor, which others may share. A GPU's do not change like that."""
+BRIEFLY = 0.5
+"""Seconds for each product when rates are measured again."""
 
 BUDGETS = {"cpu": 60.0, "cuda": 4.0}
 """Seconds for the repetitions of one case."""
@@ -74,6 +81,9 @@ def _say(line: str) -> None:
 class Session:
     """One command's run: its machine, its processes, its time.
 
+    The machine's rates are those of its best moment so far: they are measured at the start and, on a processor, between
+    cases again and again.
+
     Args:
         options: What to do.
         show: Called with lines about the progress.
@@ -87,9 +97,20 @@ class Session:
         options.names((), ())  # a wrong name is told before anything is measured
         self.options = options
         self.show = show
-        self.runner = Runner(Deadline(options.time_limit), show)
+        self.runner = Runner(Deadline(options.time_limit), show, between=self._between_cases)
         show(f"measuring the rates of this machine ({options.device})")
         self.machine: Machine = measure_machine(options.device, quick=options.quick)
+        self._rates_at = time.monotonic()
+
+    def measure_rates(self) -> None:
+        """Measure the machine's rates again, and keep the higher ones."""
+        again = measure_machine(self.options.device, quick=self.options.quick, longest=BRIEFLY)
+        self.machine = self.machine.best_of(again)
+        self._rates_at = time.monotonic()
+
+    def _between_cases(self) -> None:
+        if self.options.device == "cpu" and time.monotonic() - self._rates_at > RATES_EVERY:
+            self.measure_rates()
 
     def save(self, table: Table, name: str) -> Table:
         """Write a table as CSV if there is a folder for it."""
@@ -106,10 +127,13 @@ def machine_table(machine: Machine) -> Table:
         for shape, rate in rates.items()
     ]
     rows.append({"measured": "copy, read and written", "rate": f"{machine.copy_rate / 1e9:,.1f} GB/s"})
+    found = [rate / 1e9 for rate in machine.fp32_rates]
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     notes = [
         f"{machine.name}; {machine.cores} cores, {machine.threads} threads, {machine.memory_bytes / 2**30:.0f} GiB",
         versions,
         machine.date,
+        f"rates: the highest of {len(found)} measurements during the run; its fastest fp32 product ran at "
+        f"{min(found):,.0f} to {max(found):,.0f} GFLOP/s, at {statistics.median(found):,.0f} in half of them or more",
     ]
     return Table(title="Machine", columns=("measured", "rate"), rows=rows, notes=notes)

@@ -201,7 +201,8 @@ def measure_comparison(case: CompareCase) -> Outcome:
     for name, contender in contenders.items():
         run = Pass(contender, case.mode)
         flops[name] = first_pass(run, small, parse_name(name).model, case.mode)
-        functions[name] = _one_by_one(run, pool, case) if case.singly else run.on(batch)
+        takes_one = case.singly and parse_name(name).model not in ESCAIP
+        functions[name] = _one_by_one(run, pool, case) if takes_one else run.on(batch)
     seconds = time_in_turn(functions, case)
     return Outcome(
         case=case,
@@ -237,13 +238,17 @@ def _build_like_others(name: str, others: dict[str, Contender], case: CompareCas
 
 
 def time_in_turn(functions: dict[str, Callable[[], Any]], case: CompareCase) -> dict[str, list[float]]:
-    """Time functions in turn until each has its repetitions, or has used the budget."""
+    """Time functions in turn, round after round, until all have their repetitions or one has used the budget.
+
+    Every function has the same number of times, and each time its fellows of the same moment.
+    """
     timer = Timer(case.device)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(case.repeats):
         for name, function in functions.items():
-            if not seconds[name] or sum(seconds[name]) < case.budget:
-                seconds[name].append(timer.measure(function))
+            seconds[name].append(timer.measure(function))
+        if any(sum(values) >= case.budget for values in seconds.values()):
+            break
     return seconds
 
 

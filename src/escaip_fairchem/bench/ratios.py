@@ -21,13 +21,12 @@ from escaip_fairchem.bench.comparison import (
     largest_deviation,
     medians,
     times_behind,
-    with_peer,
 )
 from escaip_fairchem.bench.models import ESCAIP, parse_name
 from escaip_fairchem.bench.options import Options, Session
 from escaip_fairchem.bench.requirements import Finding, Requirement, ratio, requirements_table
 from escaip_fairchem.bench.searches import mixed_batches
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.timing import Spread
 from escaip_fairchem.bench.trainer import trainer_case
 
@@ -37,6 +36,11 @@ PEER = "equiformer-v2-83m"
 FLAT_SIZES, QUICK_FLAT_SIZES = (100, 1000, 5000, 20000), (40, 80)
 MEMORY_BATCH = 16
 GPU_BATCH = 32
+PAIRS, SEVERAL, QUICK_REPEATS = 15, 7, 3
+"""Rounds of a comparison in which each model has its turn: of two fast ones, of slow or many ones, of a quick run."""
+PATIENCE = {"cpu": 6.0, "cuda": 1.0}
+"""How many of a case's usual budgets each model of a comparison has. A ratio of few passes on a processor that others
+share says little."""
 TRAINER_SHARE = "trainer time outside forward, backward and optimizer"
 
 
@@ -55,10 +59,14 @@ class Ratios:
         wants_peer = self.options.models is None or any(name == PEER for name in self.options.models)
         self.peer = PEER if wants_peer and not (self.options.quick and self.options.models is None) else None
         self.device = self.options.device
-        self._tables: list[Table] = []
+        self._compared: list[Outcome] = []
 
-    def tables(self) -> list[Table]:
-        """The table of ratios, and the times it is made from."""
+    def measure(self) -> MakeTables:
+        """Measure everything.
+
+        Returns:
+            Makes the table of ratios, and those of the times that it is made from.
+        """
         parts: Sequence[Callable[[], list[Finding]]] = (self.gpu,) if self.device == "cuda" else self._cpu_parts()
         findings = [finding for part in parts for finding in part()]
         findings += self.trainer()
@@ -69,7 +77,8 @@ class Ratios:
             "for all variants; ratios are of medians",
             "outputs are compared with the plain path's, in units of its root mean square",
         ]
-        return [requirements_table(findings, notes), *self._tables]
+        requirements = requirements_table(findings, notes)
+        return lambda: [requirements, *(comparison_table(outcome, self.session) for outcome in self._compared)]
 
     def _cpu_parts(self) -> Sequence[Callable[[], list[Finding]]]:
         return (self.forward, self.training, self.memory, self.neighbors, self.flatness)
@@ -77,10 +86,10 @@ class Ratios:
     def forward(self) -> list[Finding]:
         """Forward passes beside the plain path and beside the peer."""
         names = [f"{self.model}:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")]
-        outcome = self._compare(names, "inference")
+        plain, fast = names[0], names[1]
+        outcome = self._compare([plain, fast], "inference", repeats=PAIRS)
         seconds = medians(outcome)
         deviations = outcome.extra.get("deviations", {})
-        plain, fast = names[0], names[1]
         where = outcome.extra.get("frames", "")
         faster = Finding(
             requirement=Requirement(
@@ -93,6 +102,9 @@ class Ratios:
             holds=largest_deviation(deviations.get(fast)) <= LARGEST_DEVIATION if fast in deviations else None,
             how=times_behind(outcome, plain, fast) + deviation_note(deviations.get(fast)),
         )
+        outcome = self._compare(names, "inference")
+        seconds = medians(outcome)
+        deviations = outcome.extra.get("deviations", {})
         best = best_variant(seconds, deviations, self.model)
         lower = Finding(
             requirement=Requirement(
@@ -103,23 +115,23 @@ class Ratios:
             value=ratio(seconds.get(plain, math.nan), seconds.get(best, math.nan)),
             how=times_behind(outcome, plain, best) + deviation_note(deviations.get(best)),
         )
-        # In a process of its own: its forward pass needs most of an ordinary machine's memory.
-        beside_peer = with_peer(outcome, self._peer()) if self.peer else outcome
-        both = medians(beside_peer)
-        beside = Finding(
-            requirement=Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0),
-            value=ratio(both.get(PEER, math.nan), both.get(fast, math.nan)),
-            how=times_behind(beside_peer, PEER, fast),
-        )
-        return [faster, lower, beside]
+        return [faster, lower, self._beside_peer(fast)]
 
-    def _peer(self) -> Outcome:
-        """The peer's forward passes, of all frames together or, where memory does not suffice, one by one."""
-        assert self.peer is not None
-        outcome = self._compare([self.peer], "inference")
+    def _beside_peer(self, ours: str) -> Finding:
+        """Forward passes in turn with the peer's, which takes the frames one by one where memory does not suffice."""
+        requirement = Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0)
+        if self.peer is None:
+            return Finding(requirement=requirement, how=f"{PEER}: not asked for")
+        # Two models alone in a process: the peer's forward pass needs most of an ordinary machine's memory.
+        outcome = self._compare([self.peer, ours], "inference")
         if outcome.status == FAILED and outcome.reason == OUT_OF_MEMORY:
-            outcome = self._compare([self.peer], "inference", singly=True)
-        return outcome
+            outcome = self._compare([self.peer, ours], "inference", singly=True)
+        both = medians(outcome)
+        return Finding(
+            requirement=requirement,
+            value=ratio(both.get(self.peer, math.nan), both.get(ours, math.nan)),
+            how=times_behind(outcome, self.peer, ours),
+        )
 
     def training(self) -> list[Finding]:
         """Training steps beside the plain path's."""
@@ -293,11 +305,17 @@ class Ratios:
         how = _why(outcome) or f"batch {self._gpu_batch}, rate {rate / 1e12:.0f} TFLOP/s"
         return Finding(requirement=requirement, value=share, how=how)
 
-    def _compare(self, names: list[str], mode: str, *, singly: bool = False) -> Outcome:
-        repeats = 3 if self.options.quick else 7
-        case = CompareCase(**self.options.common, names=names, mode=mode, repeats=repeats, singly=singly)
+    def _compare(self, names: list[str], mode: str, *, repeats: int = SEVERAL, singly: bool = False) -> Outcome:
+        common = self.options.common
+        case = CompareCase(
+            **{**common, "budget": PATIENCE[self.device] * common["budget"]},
+            names=names,
+            mode=mode,
+            repeats=QUICK_REPEATS if self.options.quick else repeats,
+            singly=singly,
+        )
         outcome = self.session.runner.one(case)
-        self._tables.append(comparison_table(outcome, self.session))
+        self._compared.append(outcome)
         return outcome
 
     def _pass(self, name: str, mode: str, size: int) -> Outcome:
@@ -317,13 +335,16 @@ class Ratios:
         return self.session.runner.one(NeighborCase(**self.options.common, method=method, atoms=list(atoms)))
 
 
-def run_ratios(session: Session) -> list[Table]:
-    """Measure and work out all ratios; write ``ratios.csv``."""
-    tables = Ratios(session).tables()
-    session.save(tables[0], "ratios")
-    for number, table in enumerate(tables[1:]):
-        session.save(table, f"ratios_times_{number}")
-    return tables
+def run_ratios(session: Session) -> MakeTables:
+    """Measure and work out all ratios; their file is ``ratios.csv``, that of times ``ratios_times_0.csv`` and so on."""
+    make = Ratios(session).measure()
+
+    def saved() -> list[Table]:
+        tables = make()
+        names = ["ratios", *(f"ratios_times_{number}" for number in range(len(tables) - 1))]
+        return [session.save(table, name) for table, name in zip(tables, names, strict=True)]
+
+    return saved
 
 
 def _why(*outcomes: Outcome) -> str:

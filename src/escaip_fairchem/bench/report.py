@@ -12,10 +12,10 @@ from escaip_fairchem.bench.machine import describe_machine
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.ratios import run_ratios
 from escaip_fairchem.bench.searches import run_neighbors
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.trainer import run_train
 
-BENCHMARKS: dict[str, Callable[[Session], list[Table]]] = {
+BENCHMARKS: dict[str, Callable[[Session], MakeTables]] = {
     "ratios": run_ratios,
     "efficiency": run_efficiency,
     "neighbors": run_neighbors,
@@ -28,13 +28,16 @@ SHARES = {"ratios": 0.5, "efficiency": 0.55, "neighbors": 0.3, "md": 0.6, "train
 """Of the time that is left, how much each may take in a run of all with a time limit."""
 
 
-def run_benchmark(name: str, session: Session, *, alone: bool) -> list[Table]:
+def run_benchmark(name: str, session: Session, *, alone: bool) -> MakeTables:
     """Run a benchmark.
 
     Args:
         name: Key of :data:`BENCHMARKS`.
         session: The run.
         alone: Whether no other follows.
+
+    Returns:
+        Makes its tables, and their files where there is a folder for them.
     """
     with session.runner.share_of_time(1.0 if alone else SHARES[name]):
         return BENCHMARKS[name](session)

@@ -34,12 +34,20 @@ class Runner:
         deadline: When to stop.
         show: Called with a line about each case.
         threads: Threads of a process that measures on the CPU; None leaves it to torch.
+        between: Called after each case, when nothing is being measured.
     """
 
-    def __init__(self, deadline: Deadline, show: Callable[[str], None] = print, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        deadline: Deadline,
+        show: Callable[[str], None] = print,
+        threads: int | None = None,
+        between: Callable[[], None] | None = None,
+    ) -> None:
         self.deadline = deadline
         self._show = show
         self._threads = threads
+        self._between = between
         self._worker: Worker | None = None
         self.outcomes: list[Outcome] = []
 
@@ -102,6 +110,8 @@ class Runner:
         is_spoilt = outcome.status == FAILED and outcome.reason != OUT_OF_MEMORY
         if case.device == "cpu" or is_spoilt or not self._worker.is_alive:
             self._end_worker()
+        if self._between is not None:
+            self._between()
         return outcome
 
     def _end_worker(self) -> None:

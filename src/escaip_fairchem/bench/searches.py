@@ -14,7 +14,7 @@ from escaip_fairchem.bench.memory import MemoryProbe
 from escaip_fairchem.bench.models import import_baselines
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.passes import warm_libraries
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.timing import Spread, Timer
 from escaip_fairchem.nn import find_neighbors
 from escaip_fairchem.nn.neighbors_skin import SkinSearch
@@ -95,8 +95,8 @@ def _ours(batch: FrameBatch, *, remembers: bool, **limits: Any) -> Callable[[], 
     return function
 
 
-def run_neighbors(session: Session) -> list[Table]:
-    """Measure all searches over growing systems, ours and fairchem's over mixed cells; write ``neighbors.csv``."""
+def run_neighbors(session: Session) -> MakeTables:
+    """Measure all searches over growing systems, ours and fairchem's over mixed cells, for ``neighbors.csv``."""
     alone, together = mixed_batches(quick=session.options.quick)
     outcomes: list[Outcome] = []
     for method in METHODS:
@@ -109,7 +109,7 @@ def run_neighbors(session: Session) -> list[Table]:
                     for atoms in (*alone, together)
                 ]
             )
-    return [session.save(neighbors_table(outcomes, session), "neighbors")]
+    return lambda: [session.save(neighbors_table(outcomes, session), "neighbors")]
 
 
 def _growing(session: Session, method: str, cutoff: float) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,11 @@ class Table:
             writer.writeheader()
             writer.writerows({column: row.get(column) for column in self.columns} for row in self.rows)
         return path
+
+
+MakeTables = Callable[[], list[Table]]
+"""Makes a benchmark's tables of what it has measured, and of the machine's rates as they are known by then: the best of
+them may be found later, while another benchmark runs."""
 
 
 def text_of(cell: Cell) -> str:

@@ -13,7 +13,7 @@ from escaip_fairchem.bench.floors import Floor, escaip_flops_per_atom, model_byt
 from escaip_fairchem.bench.models import VARIANTS, backbone_config, import_baselines
 from escaip_fairchem.bench.options import Session
 from escaip_fairchem.bench.passes import warm_libraries
-from escaip_fairchem.bench.tables import Table
+from escaip_fairchem.bench.tables import MakeTables, Table
 from escaip_fairchem.bench.timing import Spread
 
 WARM_UP = 2
@@ -118,14 +118,15 @@ def _settings(case: TrainerCase, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_train(session: Session) -> list[Table]:
-    """Measure the trainer; write ``train.csv``."""
+def run_train(session: Session) -> MakeTables:
+    """Measure the trainer; the table's file is ``train.csv``."""
     options = session.options
     cases = [
         trainer_case(session, name.model, name.variant)
         for name in options.names(USUAL_MODELS[options.device], QUICK_MODELS)
     ]
-    return [session.save(trainer_table(session.runner.run(cases), session), "train")]
+    outcomes = session.runner.run(cases)
+    return lambda: [session.save(trainer_table(outcomes, session), "train")]
 
 
 def trainer_table(outcomes: Sequence[Outcome], session: Session) -> Table:

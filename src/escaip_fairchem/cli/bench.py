@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from escaip_fairchem.errors import ConfigError
+
+if TYPE_CHECKING:
+    from escaip_fairchem.bench.tables import MakeTables, Table
 
 COMMANDS = {
     "efficiency": "time and memory of inference and training against batch size (the paper's figures 1 and 5)",
@@ -107,18 +111,25 @@ def run(arguments: argparse.Namespace) -> int:
     load_pool(options.frames, seed=options.seed, count=3)  # a wrong folder is told before anything is measured
     session = Session(options)
     wanted = list(BENCHMARKS) if arguments.bench_command == "all" else [arguments.bench_command]
-    tables = [machine_table(session.machine)]
-    print(f"\n{tables[0].markdown()}\n", flush=True)
+    print(f"\n{machine_table(session.machine).markdown()}\n", flush=True)
+    benchmarks: list[MakeTables] = []
     with session.runner:
         for name in wanted:
             print(f"=== {name}", flush=True)
-            made = run_benchmark(name, session, alone=len(wanted) == 1)
-            tables += made
-            for table in made:
-                print(f"\n{table.markdown()}\n", flush=True)
+            benchmarks.append(run_benchmark(name, session, alone=len(wanted) == 1))
+            _print(benchmarks[-1]())
+    session.measure_rates()
+    tables = [machine_table(session.machine), *(table for make in benchmarks for table in make())]
+    print("=== rates of the whole run, on which the floors in files and on a page are based\n")
+    _print(tables[:1])
     if page is not None:
         print(f"wrote {write_page(tables, session, page)}")
     return 0
+
+
+def _print(tables: Sequence[Table]) -> None:
+    for table in tables:
+        print(f"\n{table.markdown()}\n", flush=True)
 
 
 def run_accuracy(arguments: argparse.Namespace) -> int:
@@ -147,8 +158,7 @@ def run_accuracy(arguments: argparse.Namespace) -> int:
     session = Session(options)
     with session.runner:
         tables = [machine_table(session.machine), *compare_accuracies(session, comparison, jobs=arguments.jobs)]
-    for table in tables:
-        print(f"\n{table.markdown()}\n", flush=True)
+    _print(tables)
     return 0
 
 
