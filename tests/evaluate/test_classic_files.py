@@ -123,6 +123,10 @@ def test_files_that_are_something_else(tmp_path: Path) -> None:
     (tmp_path / "a.lmdb").write_text("nonsense" * 1000)
     with pytest.raises(DataError, match=r"a\.lmdb: cannot be read as LMDB"):
         read_structures(tmp_path / "a.lmdb")
+    whole = write(tmp_path / "whole.lmdb", [graph(crystals(1)[0], 1)]).read_bytes()
+    (tmp_path / "half.lmdb").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"half\.lmdb: was cut off"):
+        read_structures(tmp_path / "half.lmdb")
     write(tmp_path / "b.lmdb", [graph(crystals(1)[0], 1)], length=b"no number")
     with pytest.raises(DataError, match=r"b\.lmdb: the key length cannot be read"):
         read_structures(tmp_path / "b.lmdb")

@@ -8,6 +8,7 @@ import os
 import pathlib
 import pickle
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -17,9 +18,9 @@ import torch
 from torch_geometric.data import Data
 
 import escaip_fairchem.plugin  # noqa: F401
-from escaip_fairchem.errors import ConfigError
+from escaip_fairchem.errors import ConfigError, DataError
 from escaip_fairchem.plugin.compat import apply, register_transform, remedies
-from escaip_fairchem.plugin.compat.environments import SharedEnvironment, open_shared
+from escaip_fairchem.plugin.compat.environments import SharedEnvironment, open_shared, open_whole
 from escaip_fairchem.plugin.compat.loading import allow_plain_types_in_checkpoints
 
 
@@ -210,6 +211,33 @@ def test_a_forked_process_opens_its_own(file: Path):
     os.waitpid(child, 0)
     assert os.read(receiver, 20) == b"own"
     assert read(parents) == b"value"
+
+
+@pytest.mark.parametrize("opener", [open_shared, open_whole])
+def test_a_file_that_was_cut_off_is_refused_before_reading_it_kills_the_process(opener: Any, tmp_path: Path):
+    path = tmp_path / "copied.lmdb"
+    with lmdb.open(str(path), subdir=False, lock=False, map_size=2**24) as environment:
+        with environment.begin(write=True) as transaction:
+            for number in range(100):
+                transaction.put(str(number).encode(), bytes(5000))
+        used = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    content = path.read_bytes()[:used]
+    path.write_bytes(content)
+    with opener(str(path), **READ) as whole:
+        assert whole.stat()["entries"] == 100
+    path.write_bytes(content[: used // 2])
+    with pytest.raises(DataError, match=rf"copied\.lmdb: was cut off: {used // 2} of {used} bytes"):
+        opener(str(path), **READ)
+    path.write_bytes(content)  # and nothing was left open that could not be opened again
+    opener(str(path), **READ).close()
+
+
+def test_fairchems_readers_refuse_a_file_that_was_cut_off():
+    from ase_db_backends import aselmdb
+    from fairchem.core.datasets import lmdb_dataset, oc22_lmdb_dataset
+
+    for module in (lmdb_dataset, oc22_lmdb_dataset, aselmdb):
+        assert module.lmdb.open in (open_shared, open_whole)
 
 
 def test_files_that_cannot_be_opened_say_so(tmp_path: Path):

@@ -279,6 +279,9 @@ def faults(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
     nan = structure("nan", float("nan"), [([0.0] * 3, False)])
     write_samples(tmp_path / "nan.lmdb", [*known_set(), nan])
     labelled_molecules(tmp_path / "plain.aselmdb", subset=False)
+    for suffix, whole in ((".lmdb", "good.lmdb"), (".aselmdb", "plain.aselmdb")):
+        content = (tmp_path / whole).read_bytes()
+        (tmp_path / f"half{suffix}").write_bytes(content[: len(content) // 2])
     good = f"a={tmp_path}/good.lmdb"
     return {
         "no checkpoint": ([f"{tmp_path}/none.pt", good], "none.pt: no such checkpoint file"),
@@ -286,6 +289,8 @@ def faults(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "no set": ([known, f"a={tmp_path}/none.lmdb"], "none.lmdb: does not exist"),
         "empty": ([known, f"a={tmp_path}/empty.lmdb"], "empty.lmdb: is empty"),
         "broken": ([known, f"a={tmp_path}/broken.lmdb"], "broken.lmdb: cannot be read as lmdb"),
+        "cut off": ([known, f"a={tmp_path}/half.lmdb"], "half.lmdb: was cut off: "),
+        "cut off, ASE's": ([known, f"a={tmp_path}/half.aselmdb"], "half.aselmdb: was cut off: "),
         "empty folder": ([known, f"a={tmp_path}/folder"], "folder: cannot be read as lmdb, or is empty"),
         "no label": ([known, f"a={tmp_path}/bare.lmdb"], "structure 1 (sid bare): has no label 'energy'"),
         "no stress": ([stressed, f"a={tmp_path}/plain.aselmdb"], 'structure 0: The property "stress" is not available'),

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import lmdb
 import numpy as np
 
 from escaip_fairchem.errors import DataError
+from escaip_fairchem.lmdb_files import cut_off
 
 from .checks import Limits, Problem, Reason, find_problem
 from .faults import reading, refuse_fault_of_machine, writing
@@ -40,11 +39,6 @@ EDGES = frozenset({"edge_index", "cell_offsets", "distances"})
 LENGTH = b"length"
 # Faults beyond these are counted: a file of another kind would fill pages.
 FAULTS_SHOWN = 20
-READ_ALL = (
-    "import sys, lmdb\n"
-    "with lmdb.open(sys.argv[1], subdir=False, readonly=True, lock=False) as file, file.begin() as reading:\n"
-    "    for key, value in reading.cursor(): pass\n"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +95,15 @@ def verify(unit: Unit, contract: Contract) -> Shard:
     with reading(path), path.open("rb") as file:
         file.read(1)  # LMDB would say less clearly what the system refuses
     try:
-        problem = _incomplete(path)
-        if problem is not None:
-            builder.skip(0, Reason.UNREADABLE_FILE, problem)
-            return builder.finish(1)
-        with _open(path) as environment, environment.begin() as transaction:
-            count = _count(environment, transaction, builder, path)
-            for position in range(count):
-                _look_at(transaction.get(str(position).encode()), position, contract, builder, path)
+        with _open(path) as environment:
+            problem = cut_off(environment, path)
+            if problem is not None:
+                builder.skip(0, Reason.UNREADABLE_FILE, problem)
+                return builder.finish(1)
+            with environment.begin() as transaction:
+                count = _count(environment, transaction, builder, path)
+                for position in range(count):
+                    _look_at(transaction.get(str(position).encode()), position, contract, builder, path)
     except (lmdb.Error, OSError, MemoryError) as error:
         refuse_fault_of_machine(error, path)
         builder.skip(0, Reason.UNREADABLE_FILE, describe(error))
@@ -122,18 +117,6 @@ def verify(unit: Unit, contract: Contract) -> Shard:
 
 def _open(path: Path) -> lmdb.Environment:
     return lmdb.open(str(path), subdir=False, readonly=True, lock=False)
-
-
-def _incomplete(path: Path) -> str | None:
-    """Find a file that was cut off: reading beyond its end would kill the process."""
-    with _open(path) as environment:
-        expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    size = path.stat().st_size
-    if size >= expected:
-        return None
-    # Pages at the end that nothing uses may never have been written, so try it where nothing else is lost.
-    tried = subprocess.run([sys.executable, "-c", READ_ALL, str(path)], capture_output=True, check=False)
-    return None if tried.returncode == 0 else f"cut off: {size} of {expected} bytes"
 
 
 def _count(environment: lmdb.Environment, transaction: lmdb.Transaction, builder: ShardBuilder, path: Path) -> int:

@@ -16,6 +16,7 @@ from escaip_fairchem.data.faults import refuse_fault_of_machine
 from escaip_fairchem.data.prebuilt import decode_record
 from escaip_fairchem.data.sources import Unreadable, describe
 from escaip_fairchem.errors import DataError
+from escaip_fairchem.lmdb_files import open_readonly
 
 SUFFIX = ".lmdb"
 
@@ -37,7 +38,7 @@ def read_classic(path: Path) -> Iterator[Atoms | Unreadable]:
     """
     try:
         with (
-            lmdb.open(str(path), subdir=False, readonly=True, lock=False) as database,
+            open_readonly(path) as database,
             database.begin() as transaction,
         ):
             for position in range(_count(database, transaction, path)):

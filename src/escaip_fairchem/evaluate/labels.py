@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import ase.db
-import lmdb
 import numpy as np
 from numpy.typing import NDArray
 
 from escaip_fairchem.data.schema import fixed_mask
 from escaip_fairchem.errors import DataError
+from escaip_fairchem.lmdb_files import open_readonly
 
 FloatArray = NDArray[np.float64]
 
@@ -56,7 +56,7 @@ def read_labels(folder: Path) -> dict[str, Labels]:
 
 
 def _classic(path: Path) -> Iterator[Labels]:
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False) as database, database.begin() as transaction:
+    with open_readonly(path) as database, database.begin() as transaction:
         for row in range(pickle.loads(transaction.get(b"length"))):
             data: Any = pickle.loads(transaction.get(str(row).encode()))
             yield Labels(

@@ -14,6 +14,7 @@ from fairchem.core.common.registry import registry
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from escaip_fairchem.errors import ConfigError, DataError, nearest
+from escaip_fairchem.lmdb_files import open_readonly
 from escaip_fairchem.plugin.backbone import EScAIPBackbone
 from escaip_fairchem.plugin.inference import Inference
 from escaip_fairchem.plugin.samples import text_of_id
@@ -182,9 +183,10 @@ def open_set(source: SetSource, inference: Inference, reading: Reading) -> Evalu
     form = reading.form or _format_of(source.src, configured)
     settings = dataset_settings(inference.dataset, form, reading)
     try:
-        if not form.startswith("ase"):
-            _check_files(source)
+        _check_files(source, form)
         dataset = registry.get_dataset_class(form)({**settings, "src": str(source.src)})
+    except DataError:
+        raise
     except (ValueError, AssertionError, OSError, RuntimeError, lmdb.Error, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
@@ -196,13 +198,19 @@ def open_set(source: SetSource, inference: Inference, reading: Reading) -> Evalu
     return EvaluationSet(source, dataset, form, reading)
 
 
-def _check_files(source: SetSource) -> None:
-    """Open every file once: fairchem's data set would complain a second time, when the one that failed is deleted."""
-    files = [source.src] if source.src.is_file() else sorted(source.src.glob("*.lmdb"))
-    if not files:
+def _check_files(source: SetSource, form: str) -> None:
+    """Open every LMDB file once: the readers would complain a second time, when the one that failed is deleted.
+
+    Raises:
+        DataError: A file was cut off.
+    """
+    is_ase = form.startswith("ase")
+    files = [source.src] if source.src.is_file() else sorted(source.src.glob("*.aselmdb" if is_ase else "*.lmdb"))
+    if not files and not is_ase:  # ASE's readers know files of many other kinds
         raise ValueError("the folder holds no *.lmdb file")
     for file in files:
-        lmdb.open(str(file), subdir=False, readonly=True, lock=False).close()
+        if not is_ase or file.suffix == ".aselmdb":
+            open_readonly(file).close()
 
 
 def _format_of(src: Path, configured: str) -> str:

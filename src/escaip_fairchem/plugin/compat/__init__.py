@@ -6,7 +6,7 @@ installed versions do not need it, nothing behaves differently with it; nor does
 
 from __future__ import annotations
 
-from escaip_fairchem.plugin.compat.environments import share_lmdb_environments
+from escaip_fairchem.plugin.compat.environments import guard_lmdb_files
 from escaip_fairchem.plugin.compat.loading import allow_plain_types_in_checkpoints
 from escaip_fairchem.plugin.compat.remedies import (
     complete_optimizable_batch,
@@ -24,4 +24,4 @@ def apply() -> None:
     give_sweeps_their_mapping()
     complete_optimizable_batch()
     allow_plain_types_in_checkpoints()
-    share_lmdb_environments()
+    guard_lmdb_files()

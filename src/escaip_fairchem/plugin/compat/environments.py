@@ -1,4 +1,4 @@
-"""LMDB files that are opened more than once in one process, which lmdb ≥ 2 refuses."""
+"""LMDB files that are opened more than once in one process, which lmdb ≥ 2 refuses, and files that were cut off."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 import lmdb
+
+from escaip_fairchem.lmdb_files import open_readonly
 
 _Key = tuple[int, int, int, tuple[tuple[str, Any], ...]]
 
@@ -38,7 +40,7 @@ class SharedEnvironment:
         self._key: _Key = (os.getpid(), status.st_dev, status.st_ino, tuple(sorted(settings.items())))
         entry = _open_files.get(self._key)
         if entry is None:
-            entry = _open_files[self._key] = _Entry(lmdb.open(path, **settings), 0)
+            entry = _open_files[self._key] = _Entry(_open(path, settings), 0)
         entry.users += 1
         self._entry = entry
         self._closed = False
@@ -76,6 +78,12 @@ class SharedEnvironment:
         return SharedEnvironment, (self._path, self._settings)
 
 
+def _open(path: str, settings: dict[str, Any]) -> Any:
+    if settings.get("subdir", True):  # a folder, as which nobody here keeps data
+        return lmdb.open(path, **settings)
+    return open_readonly(path, **settings)
+
+
 def open_shared(path: str, **settings: Any) -> Any:
     """Open a file like ``lmdb.open``, shared with everybody in this process who reads it with the same settings.
 
@@ -88,17 +96,30 @@ def open_shared(path: str, **settings: Any) -> Any:
     return lmdb.open(str(path), **settings)
 
 
-def share_lmdb_environments() -> None:
-    """Let fairchem's and ase-db-backends' datasets open a file twice under lmdb ≥ 2.
+def open_whole(path: str, **settings: Any) -> Any:
+    """Open a file like ``lmdb.open``, which for reading has to be whole.
 
-    The validation set may be the test set as well, and the ASE reader opens its file anew in every loader process.
+    Args:
+        path: The file.
+        **settings: As for ``lmdb.open``.
+
+    Raises:
+        DataError: It is to be read, and was cut off.
     """
-    if int(version("lmdb").partition(".")[0]) < 2:
-        return
+    return _open(str(path), settings) if settings.get("readonly") else lmdb.open(str(path), **settings)
+
+
+def guard_lmdb_files() -> None:
+    """Let fairchem's and ase-db-backends' datasets refuse files that were cut off, and open a file twice.
+
+    Reading beyond a file's end kills the process without a word. lmdb ≥ 2 refuses to open a file twice, but the
+    validation set may be the test set as well, and the ASE reader opens its file anew in every loader process.
+    """
+    opener = open_whole if int(version("lmdb").partition(".")[0]) < 2 else open_shared
     from ase_db_backends import aselmdb
     from fairchem.core.datasets import lmdb_dataset, oc22_lmdb_dataset
 
-    shared = types.ModuleType("lmdb", lmdb.__doc__)
-    vars(shared).update(vars(lmdb), open=open_shared)
+    guarded = types.ModuleType("lmdb", lmdb.__doc__)
+    vars(guarded).update(vars(lmdb), open=opener)
     for module in (lmdb_dataset, oc22_lmdb_dataset, aselmdb):
-        module.lmdb = shared
+        module.lmdb = guarded
