@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from bench_cases import passes
 
 from escaip_fairchem.bench import models, second
+from escaip_fairchem.bench import passes as passes_module
 from escaip_fairchem.bench.cases import (
     FAILED,
     NOT_AVAILABLE,
@@ -30,7 +32,7 @@ from escaip_fairchem.bench.cases import (
 from escaip_fairchem.bench.dynamics import measure_dynamics
 from escaip_fairchem.bench.efficiency import measure_efficiency
 from escaip_fairchem.bench.floors import escaip_flops_per_atom
-from escaip_fairchem.bench.frames import join, make_bulk
+from escaip_fairchem.bench.frames import join, load_pool, make_bulk
 from escaip_fairchem.bench.growth import measure_growth
 from escaip_fairchem.bench.libraries import PACKAGES, library_search
 from escaip_fairchem.bench.models import BASELINES, ESCAIP, NotAvailableError, Variant, parse_name
@@ -62,6 +64,18 @@ def test_baselines_are_fairchems_own_and_predict_energies_and_forces(name: str, 
     assert outcome.parameters == parameters
     assert outcome.flops > 2 * parameters  # at least once per atom
     assert len(outcome.seconds) == 1
+
+
+def test_frozen_models_keep_nothing_for_a_backward_pass_and_cannot_be_trained():
+    kept = []
+    for variant in ("published", "frozen"):
+        contender = models.build(parse_name(f"schnet:{variant}"), seed=0, device="cpu")
+        kept.append(any(parameter.requires_grad for parameter in contender.module.parameters()))
+        assert Pass(contender, "inference").on(models_batch())()["forces"].abs().sum() > 0
+    assert kept == [True, False]
+    outcome = measure(passes(model="schnet", variant="frozen", mode="training", batch_size=1, batches=1))
+    assert outcome.status == NOT_AVAILABLE
+    assert "frozen" in outcome.reason
 
 
 def test_every_baseline_has_settings():
@@ -152,9 +166,32 @@ def test_compared_models_are_timed_equally_often_in_rounds():
     def passing(name: str, seconds: float) -> Any:
         return lambda: (calls.append(name), time.sleep(seconds))
 
-    seconds = time_in_turn({"a": passing("a", 0.1), "b": passing("b", 0.0)}, slow)
+    functions = {"a": passing("a", 0.1), "b": passing("b", 0.0)}
+    seconds = time_in_turn(functions, slow)
     assert calls == ["a", "b"] * 3  # then the first has used its budget
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
+    calls.clear()
+    seconds = time_in_turn(functions, dataclasses.replace(slow, repeats=1, warm_rounds=2))
+    assert calls == ["a", "b"] * 3
+    assert [len(seconds[name]) for name in "ab"] == [1, 1]
+
+
+def test_what_a_model_predicts_for_one_structure_is_gone_before_the_next():
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    class Run:
+        def on(self, batch: Any) -> Any:
+            def predict() -> dict[str, torch.Tensor]:
+                assert all(reference() is None for reference in alive)
+                energy = torch.zeros(1)
+                alive.append(weakref.ref(energy))
+                return {"energy": energy}
+
+            return predict
+
+    case = CompareCase(names=["painn"], singly=True)
+    passes_module._one_by_one(Run(), load_pool(None, seed=0), case)()  # type: ignore[arg-type]
+    assert len(alive) == 3
 
 
 def test_a_setting_of_the_future_is_not_available_rather_than_a_crash(monkeypatch: pytest.MonkeyPatch):

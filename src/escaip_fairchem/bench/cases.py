@@ -88,6 +88,7 @@ class CompareCase(Case):
         names: ``model:variant`` each; the first is what the others are compared with.
         mode: ``inference`` or ``training``.
         repeats: Most repetitions of each.
+        warm_rounds: Repetitions of each before those that count.
         singly: Whether fairchem's models take one structure after the other, where they need too much memory for all.
     """
 
@@ -96,6 +97,7 @@ class CompareCase(Case):
     names: list[str]
     mode: str = "inference"
     repeats: int = 5
+    warm_rounds: int = 0
     singly: bool = False
 
     @property

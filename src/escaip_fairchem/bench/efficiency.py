@@ -16,7 +16,7 @@ from escaip_fairchem.bench.timing import Spread
 MODES = ("inference", "training")
 USUAL_MODELS = (
     "escaip-small:plain", "escaip-small:fast", "escaip-small:bf16", "escaip-medium:fast", "escaip-large:fast",
-    *BASELINES, SECOND_FAIRCHEM,
+    *BASELINES, "equiformer-v2-83m:frozen", "escn-l6:frozen", SECOND_FAIRCHEM,
 )  # fmt: skip
 QUICK_MODELS = ("escaip-tiny:plain", "escaip-tiny:fast", "escaip-tiny:bf16")
 USUAL_SIZES = {"cpu": (1, 4, 16), "cuda": (1, 8, 32, 128)}

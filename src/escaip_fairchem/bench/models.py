@@ -43,10 +43,12 @@ class Variant:
     Attributes:
         settings: Backbone settings that choose the path; of this package's models only.
         precision: ``fp32``, ``tf32`` (float32 with the matrix units of a GPU) or ``bf16`` (autocast).
+        frozen: Whether parameters are told that nobody wants their gradients, in inference.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "fp32"
+    frozen: bool = False
 
 
 VARIANTS: dict[str, Variant] = {
@@ -66,7 +68,10 @@ VARIANTS: dict[str, Variant] = {
 
 BASELINE_VARIANTS: dict[str, Variant] = {
     "published": Variant(), "tf32": Variant(precision="tf32"), "bf16": Variant(precision="bf16"),
+    "frozen": Variant(frozen=True), "frozen-tf32": Variant(frozen=True, precision="tf32"),
 }  # fmt: skip
+"""fairchem's EquiformerV2 and eSCN switch gradients on while they predict, whoever calls them, and keep what a backward
+pass would need, unless their parameters are frozen."""
 
 BASELINES = ("equiformer-v2-83m", "equiformer-v2-31m", "escn-l6", "gemnet-oc", "painn", "schnet")
 """fairchem's models, built by ``plugin.baselines``."""
@@ -208,13 +213,15 @@ def _build_baseline(name: ModelName, device: str) -> Contender:
     if name.model == SECOND_FAIRCHEM:
         raise NotAvailableError("needs a second environment, named with --fairchem2")
     baselines = import_baselines()
+    variant = BASELINE_VARIANTS[name.variant]
     baseline = baselines.build_baseline(name.model).to(device).eval()
+    baseline.requires_grad_(not variant.frozen)
     return Contender(
         module=baseline,
         prepare=lambda batch: baselines.to_fairchem(batch.systems, batch.tags_N),
         predict=lambda data: baselines.predict(baseline, data),
         device=device,
-        precision=BASELINE_VARIANTS[name.variant].precision,
+        precision=variant.precision,
     )
 
 

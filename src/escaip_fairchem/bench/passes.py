@@ -36,6 +36,9 @@ class Pass:
     Args:
         contender: The model.
         mode: ``inference`` or ``training``.
+
+    Raises:
+        NotAvailableError: All parameters of what is to be trained are frozen.
     """
 
     def __init__(self, contender: Contender, mode: str) -> None:
@@ -43,6 +46,8 @@ class Pass:
         self.is_training = mode == "training"
         contender.module.train(self.is_training)
         self._parameters = list(contender.module.parameters())
+        if self.is_training and not any(parameter.requires_grad for parameter in self._parameters):
+            raise NotAvailableError("its parameters are frozen, so there is nothing to train")
         self._optimizer = (
             AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY) if self.is_training else None
         )
@@ -223,7 +228,12 @@ def measure_comparison(case: CompareCase) -> Outcome:
 def _one_by_one(run: Pass, pool: FramePool, case: CompareCase) -> Callable[[], Any]:
     """A function that runs the model on the three frames, one after the other."""
     frames = [run.on(join([frame], seed=case.seed).to(case.device)) for frame in pool.three]
-    return lambda: [function() for function in frames]
+
+    def function() -> None:
+        for one in frames:
+            one()  # not kept: some of fairchem's models hand out a gradient's graph with what they predict
+
+    return function
 
 
 def _build_like_others(name: str, others: dict[str, Contender], case: CompareCase) -> Contender:
@@ -240,9 +250,14 @@ def _build_like_others(name: str, others: dict[str, Contender], case: CompareCas
 def time_in_turn(functions: dict[str, Callable[[], Any]], case: CompareCase) -> dict[str, list[float]]:
     """Time functions in turn, round after round, until all have their repetitions or one has used the budget.
 
-    Every function has the same number of times, and each time its fellows of the same moment.
+    Every function has the same number of times, and each time its fellows of the same moment. The first rounds on a
+    processor do not count: a process gets the pages of its memory one by one as it first touches them, and a model that
+    needs gigabytes takes up to three times as long until it has them.
     """
     timer = Timer(case.device)
+    for _ in range(case.warm_rounds):
+        for function in functions.values():
+            function()
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(case.repeats):
         for name, function in functions.items():
