@@ -132,7 +132,7 @@ def test_raw_files_of_oc20_are_read_again(
     ("name", "error"),
     [
         ("_open", lmdb.Error("a.lmdb: Too many open files")),
-        ("_incomplete", system(errno.EMFILE)),
+        ("cut_off", system(errno.EMFILE)),
         ("decode_record", MemoryError()),
     ],
 )
