@@ -250,8 +250,8 @@ def _build_like_others(name: str, others: dict[str, Contender], case: CompareCas
 def time_in_turn(functions: dict[str, Callable[[], Any]], case: CompareCase) -> dict[str, list[float]]:
     """Time functions in turn, round after round, until all have their repetitions or one has used the budget.
 
-    Every function has the same number of times, and each time its fellows of the same moment. The first rounds on a
-    processor do not count: a process gets the pages of its memory one by one as it first touches them, and a model that
+    Every function has the same number of times, and each time its fellows of the same moment. The warm rounds do not
+    count: on a processor, a process gets the pages of its memory one by one as it first touches them, and a model that
     needs gigabytes takes up to three times as long until it has them.
     """
     timer = Timer(case.device)

@@ -39,7 +39,7 @@ GPU_BATCH = 32
 PAIRS, SEVERAL, QUICK_REPEATS = 15, 7, 3
 """Rounds of a comparison in which each model has its turn: of two fast ones, of slow or many ones, of a quick run."""
 WARM_ROUNDS_OF_PEER = 3
-"""Until its passes took no less than the ones before, seen with EquiformerV2 of 83M: 38, 23, 16, 12, 12 s."""
+"""Its first passes take longest: EquiformerV2 of 83M was seen to take 38, 23, 16 and 12 s in four rounds."""
 PATIENCE = {"cpu": 6.0, "cuda": 1.0}
 """How many of a case's usual budgets each model of a comparison has. A ratio of few passes on a processor that others
 share says little."""
