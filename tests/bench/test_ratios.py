@@ -39,11 +39,13 @@ class Answers:
     def __init__(self, *, available: bool = True, peer_fits: bool = True) -> None:
         self.available = available
         self.peer_fits = peer_fits
+        self.asked: list[Any] = []
 
     def run(self, cases: list[Any]) -> list[Outcome]:
         return [self.one(case) for case in cases]
 
     def one(self, case: Any) -> Outcome:
+        self.asked.append(case)
         if not self.available:
             return Outcome(case=case, status="not available", reason="no such thing")
         return getattr(self, f"_{case.kind}")(case)
@@ -147,6 +149,7 @@ def test_the_ratios_of_a_cpu():
 def test_the_peer_and_the_fast_path_are_timed_in_turn_in_one_process():
     ratios = Ratios(FakeSession())
     ratios.forward()
+    ratios.beside_peer()
     assert [outcome.case.names for outcome in ratios._compared] == [
         ["escaip-small:plain", "escaip-small:fast"],
         [f"escaip-small:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")],
@@ -169,6 +172,9 @@ def test_floors_follow_the_rates_that_are_found_later():
 def test_a_peer_that_needs_too_much_memory_takes_one_structure_after_the_other():
     row = only(rows(peer_fits=False), f"against {PEER} (CPU)")
     assert (row["measured"], row["verdict"]) == ("20.0×", REACHED)
+    notes = [table.notes[0] for table in run_ratios(FakeSession(peer_fits=False))() if "beside" in table.title]
+    assert notes.count("models in turn; failed: out of memory") == 2
+    assert "3 frames, models in turn, fairchem's models one frame after the other" in notes
 
 
 def test_the_ratios_of_a_gpu():
@@ -192,11 +198,20 @@ def test_what_cannot_be_measured_has_a_reason_and_no_figure(device: str):
         assert "no such thing" in row["from"] or row["from"] == "needs a GPU"
 
 
+def test_the_peer_comes_last_and_has_its_place_in_the_table():
+    """If time runs out, it runs out over what takes most of it."""
+    session = FakeSession()
+    found = [row["what"] for row in run_ratios(session)()[0].rows if row["where"] == "CPU"]
+    assert found.index(f"forward, fp32, against {PEER}") == 2
+    asked = [case.title for case in session.runner.asked]
+    assert [PEER in title for title in asked] == sorted(PEER in title for title in asked)
+
+
 def test_a_missing_peer_leaves_the_other_ratios():
     ratios = Ratios(FakeSession(models=["escaip-medium"]))
     assert ratios.model == "escaip-medium"
     assert ratios.peer is None
-    beside = ratios.forward()[2]
+    (beside,) = ratios.beside_peer()
     assert math.isnan(beside.value)
     assert "not asked for" in beside.how
 

@@ -37,7 +37,9 @@ def comparison_table(outcome: Outcome, session: Session) -> Table:
     assert isinstance(case, CompareCase)
     rows = [_comparison_row(outcome, case, name, session) for name in case.names]
     alone = ", fairchem's models one frame after the other" if case.singly else ""
-    notes = [f"{outcome.extra.get('frames', '')}, models in turn{alone}; {outcome.remark}".rstrip("; ")]
+    frames = outcome.extra.get("frames")  # unknown where the process died
+    how = f"{frames}, models in turn{alone}" if frames else f"models in turn{alone}"
+    notes = [f"{how}; {outcome.remark}".rstrip("; ")]
     first = parse_name(case.names[0])
     beside = "the plain path" if first.variant == "plain" else first.model
     columns = (

@@ -43,6 +43,7 @@ WARM_ROUNDS_OF_PEER = 3
 PATIENCE = {"cpu": 6.0, "cuda": 1.0}
 """How many of a case's usual budgets each model of a comparison has. A ratio of few passes on a processor that others
 share says little."""
+Part = Callable[[], list[Finding]]
 TRAINER_SHARE = "trainer time outside forward, backward and optimizer"
 
 
@@ -69,9 +70,10 @@ class Ratios:
         Returns:
             Makes the table of ratios, and those of the times that it is made from.
         """
-        parts: Sequence[Callable[[], list[Finding]]] = (self.gpu,) if self.device == "cuda" else self._cpu_parts()
-        findings = [finding for part in parts for finding in part()]
-        findings += self.trainer()
+        parts: Sequence[Part] = (self.gpu, self.trainer) if self.device == "cuda" else self._cpu_parts()
+        # The peer takes longest: last, so that a time limit leaves the others.
+        found = {part: part() for part in sorted(parts, key=lambda part: part == self.beside_peer)}
+        findings = [finding for part in parts for finding in found[part]]
         if self.device == "cpu":
             findings += [Finding(requirement=requirement, how="needs a GPU") for requirement in self.gpu_requirements()]
         notes = [
@@ -82,11 +84,14 @@ class Ratios:
         requirements = requirements_table(findings, notes)
         return lambda: [requirements, *(comparison_table(outcome, self.session) for outcome in self._compared)]
 
-    def _cpu_parts(self) -> Sequence[Callable[[], list[Finding]]]:
-        return (self.forward, self.training, self.memory, self.neighbors, self.flatness)
+    def _cpu_parts(self) -> Sequence[Part]:
+        """In the order of the table."""
+        return (
+            self.forward, self.beside_peer, self.training, self.memory, self.neighbors, self.flatness, self.trainer,
+        )  # fmt: skip
 
     def forward(self) -> list[Finding]:
-        """Forward passes beside the plain path and beside the peer."""
+        """Forward passes beside the plain path."""
         names = [f"{self.model}:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")]
         plain, fast = names[0], names[1]
         outcome = self._compare([plain, fast], "inference", repeats=PAIRS)
@@ -117,13 +122,14 @@ class Ratios:
             value=ratio(seconds.get(plain, math.nan), seconds.get(best, math.nan)),
             how=times_behind(outcome, plain, best) + deviation_note(deviations.get(best)),
         )
-        return [faster, lower, self._beside_peer(fast)]
+        return [faster, lower]
 
-    def _beside_peer(self, ours: str) -> Finding:
+    def beside_peer(self) -> list[Finding]:
         """Forward passes in turn with the peer's, as published and frozen; the smaller ratio counts."""
+        ours = f"{self.model}:fast"
         requirement = Requirement(what=f"forward, fp32, against {PEER}", device="cpu", bound=15.0)
         if self.peer is None:
-            return Finding(requirement=requirement, how=f"{PEER}: not asked for")
+            return [Finding(requirement=requirement, how=f"{PEER}: not asked for")]
         names = [f"{self.peer}:{variant}" for variant in ("published", "frozen")]
         outcomes = [self._in_turn(name, ours) for name in names]
         ratios = [
@@ -132,9 +138,8 @@ class Ratios:
         ]
         how = [times_behind(outcome, name, ours) for name, outcome in zip(names, outcomes, strict=True)]
         measured = [value for value in ratios if not math.isnan(value)]
-        return Finding(
-            requirement=requirement, value=min(measured, default=math.nan), how="; ".join(dict.fromkeys(how))
-        )
+        how_text = "; ".join(dict.fromkeys(how))
+        return [Finding(requirement=requirement, value=min(measured, default=math.nan), how=how_text)]
 
     def _in_turn(self, peer: str, ours: str) -> Outcome:
         """The peer beside one of ours, the peer's frames one by one where memory does not suffice."""
