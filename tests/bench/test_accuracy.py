@@ -9,6 +9,7 @@ from threading import Barrier, Event
 from typing import Any
 
 import ase.io
+import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
@@ -64,6 +65,10 @@ def test_every_model_trains_for_its_seconds(model: str, folder: Path):
     for metrics in (outcome.extra["test"], *(point["metrics"] for point in points)):
         assert all(math.isfinite(metrics[name]) for name in ("energy_per_atom_mae", "forces_mae"))
     assert outcome.parameters > 10_000
+    labels = [atoms.get_forces() for atoms in ase.io.read(folder / "tiny.extxyz", ":")]
+    of_each = [1e3 * np.abs(forces).mean() for forces in labels]
+    assert min(of_each) <= 1e3 * outcome.extra["zeros"]["forces_mae"] <= max(of_each)
+    assert 0 < outcome.extra["zeros"]["energy_per_atom_mae"] < 1
 
 
 def test_molecules_get_a_box_that_changes_no_distance_and_crystals_keep_theirs():
@@ -106,7 +111,8 @@ def outcome(model: str, draw: int, forces: float, budget: float = 60.0) -> Outco
     metrics = {"energy_per_atom_mae": 0.001, "forces_mae": forces, "forces_cosine_similarity": 0.9}
     points = [{"seconds": budget * share, "step": int(10 * share), "metrics": metrics} for share in (0.5, 1.0)]
     case = AccuracyCase(model=model, data="acac", draw=draw, budget=budget)
-    return Outcome(case=case, parameters=1000, extra={"test": metrics, "points": points, "steps": 10})
+    extra = {"test": metrics, "points": points, "steps": 10, "zeros": {"energy_per_atom_mae": 0.5, "forces_mae": 0.25}}
+    return Outcome(case=case, parameters=1000, extra=extra)
 
 
 def test_seeds_are_averaged_and_failures_stay_visible():
@@ -118,6 +124,8 @@ def test_seeds_are_averaged_and_failures_stay_visible():
     assert painn["remark"] == "failed: because"
     assert "forces (meV/Å)" not in painn
     assert len(curves_table([outcome("escaip", 0, 0.01), lost]).rows) == 2
+    assert "without a model: 500 meV/atom by the energies per element, 250 meV/Å by no forces" in table.notes[0]
+    assert "without a model" not in accuracy_table([lost]).notes[0]
 
 
 def test_the_figure_is_written(tmp_path: Path):

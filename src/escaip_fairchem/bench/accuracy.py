@@ -68,7 +68,7 @@ def measure_accuracy(case: AccuracyCase) -> Outcome:
         seconds=[case.budget],
         atoms=[round(sum(map(len, structures)) / len(structures))],
         parameters=result["parameters"],
-        extra={key: result[key] for key in ("points", "test", "steps")},
+        extra={key: result[key] for key in ("points", "test", "zeros", "steps")},
     )
 
 
@@ -224,6 +224,7 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
     rows = [_row(*key, groups[key]) for key in sorted(groups, key=place)]
     notes = [
         f"{name}: {SETS[name].what}; {', '.join(map(str, SETS[name].split))} structures to train, validate and test on"
+        + _zeros([outcome for key, members in groups.items() if key[0] == name for outcome in members])
         for name in order
         if any(data == name for data, _, _ in groups)
     ]
@@ -237,6 +238,16 @@ def accuracy_table(outcomes: Sequence[Outcome]) -> Table:
         "same splits, trainer, kind of loss, and schedule of the rate over the budget for all",
     ]
     return Table(title="Accuracy after equal time", columns=columns, rows=rows, notes=notes)
+
+
+def _zeros(members: Sequence[Outcome]) -> str:
+    """What the errors of a set's test structures are without any model."""
+    zeros = [outcome.extra["zeros"] for outcome in members if outcome.is_measured]
+    if not zeros:
+        return ""
+    energy, _ = _mean([1e3 * errors["energy_per_atom_mae"] for errors in zeros])
+    forces, _ = _mean([1e3 * errors["forces_mae"] for errors in zeros])
+    return f"; without a model: {energy:.3g} meV/atom by the energies per element, {forces:.3g} meV/Å by no forces"
 
 
 def _in_words(training: SmallTraining) -> str:
