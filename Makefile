@@ -4,6 +4,7 @@
 PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
+MADE := $(VENV)/.made
 INSTALLED := $(VENV)/.installed
 # Files of tests run side by side on all cores, each with one thread; tests of one file may share a trained model.
 PYTEST_FLAGS ?= -n auto --dist loadfile
@@ -44,8 +45,7 @@ bench-gpu: $(if $(PYTHON),,$(INSTALLED))
 	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" $(or $(PYTHON),$(BIN)/python) -m escaip_fairchem.cli.main \
 	  bench all --device cuda --time-limit 420 --page docs/benchmarks $(BENCH_FLAGS)
 
-# CC=false: an installation that would compile something fails, instead of succeeding where there is a compiler.
-$(INSTALLED): pyproject.toml constraints.txt
+$(MADE):
 	@python="$(PYTHON)"; \
 	if [ -z "$$python" ]; then \
 	  for name in python3.11 python3.12 python3.10 python3 python; do \
@@ -60,7 +60,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "making $(VENV) with $$("$$python" --version)"; \
 	"$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	CC=false CXX=false $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# CC=false: an installation that would compile something fails, instead of succeeding where there is a compiler.
+# Bytecode is left to the first import of a module; most of what is installed is never imported.
+$(INSTALLED): pyproject.toml constraints.txt $(MADE)
+	CC=false CXX=false $(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:
