@@ -63,9 +63,8 @@ $(MADE):
 	@touch $@
 
 # CC=false: an installation that would compile something fails, instead of succeeding where there is a compiler.
-# Bytecode is left to the first import of a module; most of what is installed is never imported.
 $(INSTALLED): pyproject.toml constraints.txt $(MADE)
-	CC=false CXX=false $(BIN)/python -m pip install --quiet --no-compile --prefer-binary -c constraints.txt -e ".[dev]"
+	CC=false CXX=false $(BIN)/python -m pip install --quiet --prefer-binary -c constraints.txt -e ".[dev]"
 	@touch $@
 
 clean:
