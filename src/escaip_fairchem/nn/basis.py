@@ -5,6 +5,8 @@ Shapes: N atoms in the batch, K neighbour slots, G basis functions, L orders l =
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from escaip_fairchem.errors import ConfigError, nearest
 RELATIVE_WIDTH = 2.0
 # Below this, the bond-orientational order is rounded off smoothly to zero (see smooth_norm).
 BOO_FLOOR = 1e-3
+_SHORTEST = 1e-30  # of squared lengths: empty slots may hold zeros
 
 
 class GaussianBasis(nn.Module):
@@ -111,7 +114,9 @@ def bond_orientational_order(direction_NK3: Tensor, mask_NK: Tensor, lmax: int) 
     """Rotation-invariant shape of each neighbourhood (Steinhardt et al. 1983; EScAIP's node directions).
 
     ``BOO_l(i) = sqrt(Σ_m (mean_k Y_lm(u_ik))²)``, with real spherical harmonics for which Σ_m Y_lm² = 2l + 1 (e3nn's
-    ``component``).
+    ``component``). By their addition theorem that is ``sqrt((2l + 1) mean_kk' P_l(u_ik · u_ik'))`` with Legendre's
+    polynomials, which takes a few operations on the cosines of pairs where harmonics of nine orders take hundreds, and
+    thousands for the derivatives that forces need.
 
     Args:
         direction_NK3: Unit vectors from sender to receiver, shape (N, K, 3). Empty slots may hold anything finite.
@@ -121,8 +126,32 @@ def bond_orientational_order(direction_NK3: Tensor, mask_NK: Tensor, lmax: int) 
     Returns:
         Shape (N, lmax + 1).
     """
-    mean_NY = masked_mean(harmonics_up_to(lmax, direction_NK3), mask_NK)
-    return orders_of(mean_NY, lmax).to(direction_NK3.dtype)
+    slots = mask_NK.shape[1]
+    first_P, second_P = torch.triu_indices(slots, slots, offset=1, device=mask_NK.device)
+    # In float64: polynomials of symmetric neighbourhoods cancel, and the root of what is left magnifies its rounding.
+    exact_NK3 = direction_NK3.double()
+    # Near ±1, where the polynomials are steep, a length that is rounded to float32 would count.
+    exact_NK3 = exact_NK3 * exact_NK3.square().sum(dim=-1, keepdim=True).clamp_min(_SHORTEST).rsqrt()
+    cosine_NP = _pair_cosines(exact_NK3).flatten(1)[:, first_P * slots + second_P]
+    count_N1 = mask_NK.sum(dim=1, keepdim=True).to(cosine_NP.dtype)
+    weight_NP = (mask_NK[:, first_P] & mask_NK[:, second_P]).to(cosine_NP.dtype) * (2.0 / count_N1.square())
+    # A slot with itself has the cosine 1, where every polynomial is 1.
+    squared = [
+        (2 * order + 1) * (1.0 / count_N1.squeeze(1) + (weight_NP * values_NP).sum(dim=1))
+        for order, values_NP in enumerate(legendre_polynomials(cosine_NP, lmax))
+    ]
+    return smooth_norm(torch.stack(squared, dim=-1).clamp_min(0.0), BOO_FLOOR).to(direction_NK3.dtype)
+
+
+def legendre_polynomials(argument: Tensor, lmax: int) -> Iterator[Tensor]:
+    """Legendre's polynomials P_0 … P_lmax of any tensor, by Bonnet's recursion, one after the other."""
+    before, now = torch.ones_like(argument), argument
+    yield before
+    for order in range(1, lmax + 1):
+        if order > 1:
+            share = (order - 1) / order
+            before, now = now, torch.addcmul(before * -share, argument, now, value=1.0 + share)
+        yield now
 
 
 def harmonics_up_to(lmax: int, direction_X3: Tensor) -> Tensor:
@@ -143,7 +172,7 @@ def harmonics_up_to(lmax: int, direction_X3: Tensor) -> Tensor:
 
 
 def orders_of(mean_NY: Tensor, lmax: int) -> Tensor:
-    """Bond-orientational orders from the mean harmonics of neighbourhoods: the norm of every order's components.
+    """Bond-orientational orders from the mean harmonics of neighbourhoods of any size: the norm of every order's part.
 
     Args:
         mean_NY: Shape (N, (lmax + 1)²).
@@ -166,9 +195,13 @@ def angle_cosines(direction_NK3: Tensor) -> Tensor:
     Returns:
         Shape (N, K, K).
     """
+    return _pair_cosines(direction_NK3.double()).to(direction_NK3.dtype)
+
+
+def _pair_cosines(direction_NK3: Tensor) -> Tensor:
     # No matrix product: where TF32 is allowed, one in the backward pass would round the forces' geometry.
-    products_3NKK = [u_NK.unsqueeze(2) * u_NK.unsqueeze(1) for u_NK in direction_NK3.double().unbind(-1)]
-    return (products_3NKK[0] + products_3NKK[1] + products_3NKK[2]).to(direction_NK3.dtype)
+    products_3NKK = [u_NK.unsqueeze(2) * u_NK.unsqueeze(1) for u_NK in direction_NK3.unbind(-1)]
+    return products_3NKK[0] + products_3NKK[1] + products_3NKK[2]
 
 
 def masked_sum(features_NKD: Tensor, mask_NK: Tensor) -> Tensor:
