@@ -21,9 +21,11 @@ from escaip_fairchem.bench.cases import (
     TrainerCase,
 )
 from escaip_fairchem.bench.comparison import best_variant
+from escaip_fairchem.bench.device_ratios import PEER
 from escaip_fairchem.bench.machine import Machine
 from escaip_fairchem.bench.options import Options
-from escaip_fairchem.bench.ratios import PEER, Ratios, run_ratios
+from escaip_fairchem.bench.processor_ratios import ProcessorRatios
+from escaip_fairchem.bench.ratios import run_ratios
 from escaip_fairchem.bench.requirements import MISSED, NOT_MEASURED, REACHED
 
 SECONDS = {
@@ -147,10 +149,10 @@ def test_the_ratios_of_a_cpu():
 
 
 def test_the_peer_and_the_fast_path_are_timed_in_turn_in_one_process():
-    ratios = Ratios(FakeSession())
+    ratios = ProcessorRatios(FakeSession())
     ratios.forward()
     ratios.beside_peer()
-    assert [outcome.case.names for outcome in ratios._compared] == [
+    assert [outcome.case.names for outcome in ratios.compared] == [
         ["escaip-small:plain", "escaip-small:fast"],
         [f"escaip-small:{variant}" for variant in ("plain", "fast", "fast-no-table", "bf16", "plain-bf16")],
         [f"{PEER}:published", "escaip-small:fast"],
@@ -208,7 +210,7 @@ def test_the_peer_comes_last_and_has_its_place_in_the_table():
 
 
 def test_a_missing_peer_leaves_the_other_ratios():
-    ratios = Ratios(FakeSession(models=["escaip-medium"]))
+    ratios = ProcessorRatios(FakeSession(models=["escaip-medium"]))
     assert ratios.model == "escaip-medium"
     assert ratios.peer is None
     (beside,) = ratios.beside_peer()
