@@ -244,8 +244,8 @@ def test_an_error_ends_all_trainings(session: Session, monkeypatch: pytest.Monke
 
 
 def test_models_can_be_changed_by_their_names():
-    model = small_model("escaip:rate=3e-3:batch=4:hidden_size=128")
-    assert (model.training.rate, model.training.batch) == (0.003, 4)
+    model = small_model("escaip:rate=3e-3:atoms=40:hidden_size=128")
+    assert (model.training.rate, model.training.atoms) == (0.003, 40)
     assert model.section["backbone"]["hidden_size"] == 128
     assert MODELS["escaip"].section["backbone"]["hidden_size"] != 128
     assert small_model("schnet:num_filters=32").section["num_filters"] == 32
@@ -257,7 +257,7 @@ def test_models_can_be_changed_by_their_names():
     [
         ("escaip:rate", r"change 'rate' must read key=value"),
         ("escaip:rate=", r"change 'rate=' must read key=value"),
-        ("escaip:batch=few", r"batch must be a number, got 'few'"),
+        ("escaip:atoms=few", r"atoms must be a number, got 'few'"),
     ],
 )
 def test_changes_that_make_no_sense_are_refused(name: str, message: str):

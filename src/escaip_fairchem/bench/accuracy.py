@@ -53,6 +53,7 @@ def measure_accuracy(case: AccuracyCase) -> Outcome:
 
     labelled = SETS[case.data]
     structures = read_set(case.data, case.folder)
+    atoms = sum(map(len, structures)) / len(structures)
     warm_libraries(case.device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -62,18 +63,19 @@ def measure_accuracy(case: AccuracyCase) -> Outcome:
         convert([str(folder / "all.extxyz")], folder / "data", options)
         section = yaml.safe_load((folder / "data" / "dataset_conservative.yml").read_text(encoding="utf-8"))
         with quiet():
-            result = train_within(_settings(case, folder, section["dataset"]), seconds=case.budget, moments=MOMENTS)
+            settings = _settings(case, folder, section["dataset"], atoms)
+            result = train_within(settings, seconds=case.budget, moments=MOMENTS)
     return Outcome(
         case=case,
         seconds=[case.budget],
-        atoms=[round(sum(map(len, structures)) / len(structures))],
+        atoms=[round(atoms)],
         parameters=result["parameters"],
         extra={key: result[key] for key in ("points", "test", "zeros", "steps")},
     )
 
 
-def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments of the trainer."""
+def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any], atoms: float) -> dict[str, Any]:
+    """Keyword arguments of the trainer, for structures of so many atoms on average."""
     model = small_model(case.model)
     training = model.training
     dataset["train"]["transforms"]["normalizer"].pop("stress", None)
@@ -89,7 +91,7 @@ def _settings(case: AccuracyCase, folder: Path, dataset: dict[str, Any]) -> dict
         },
         "dataset": dataset,
         "optimizer": {
-            "batch_size": training.batch,
+            "batch_size": max(1, round(training.atoms / atoms)),
             "eval_batch_size": LARGEST_BATCH,
             "num_workers": 0,
             "max_epochs": 10**6,
@@ -251,8 +253,8 @@ def _zeros(members: Sequence[Outcome]) -> str:
 
 
 def _in_words(training: SmallTraining) -> str:
-    words = f"initial rate {training.rate:g}, batches of {training.batch}, weight decay {training.weight_decay:g}"
-    words += f", loss {training.energy:g} energy + {training.forces:g} forces"
+    words = f"initial rate {training.rate:g}, some {training.atoms} atoms per step, average of decay {training.ema:g}"
+    words += f", weight decay {training.weight_decay:g}, loss {training.energy:g} energy + {training.forces:g} forces"
     return words + (f", {training.rotations} orientations" if training.rotations > 1 else "")
 
 

@@ -15,7 +15,7 @@ CUTOFF = 6.0
 _EQUIFORMER_V2 = "fairchem.core.models.equiformer_v2"
 
 _ESCAIP: dict[str, Any] = {
-    "hidden_size": 64, "num_layers": 2, "atten_num_heads": 4, "max_radius": CUTOFF, "max_neighbors": 20,
+    "hidden_size": 32, "num_layers": 1, "atten_num_heads": 4, "max_radius": CUTOFF, "max_neighbors": 20,
     "edge_distance_expansion_size": 128, "edge_distance_embedding_size": 64, "node_direction_expansion_size": 10,
     "node_direction_embedding_size": 32, "atom_embedding_size": 32, "energy_reduce": "sum", "max_num_elements": 100,
 }  # fmt: skip
@@ -27,7 +27,7 @@ class SmallTraining:
 
     Attributes:
         rate: Initial learning rate.
-        batch: Structures per step.
+        atoms: Atoms per step, about: so many structures as have that many on average, at least one.
         weight_decay: Of AdamW.
         clip: Largest norm of the gradients.
         ema: Decay of the averaged weights.
@@ -37,10 +37,10 @@ class SmallTraining:
     """
 
     rate: float = 1e-3
-    batch: int = 8
+    atoms: int = 64
     weight_decay: float = 1e-3
     clip: float = 10.0
-    ema: float = 0.99
+    ema: float = 0.95
     energy: float = 1.0
     forces: float = 10.0
     rotations: int = 1
@@ -61,22 +61,23 @@ class SmallModel:
     training: SmallTraining = SmallTraining()
 
 
+_ESCAIP_TRAINING = SmallTraining(rate=3e-3)
 _EQUIFORMER_V2_BACKBONE: dict[str, Any] = {
     "model": f"{_EQUIFORMER_V2}.equiformer_v2.EquiformerV2Backbone",
     "use_pbc": True, "regress_forces": True, "max_neighbors": 20, "max_radius": CUTOFF, "max_num_elements": 100,
-    "num_layers": 2, "sphere_channels": 32, "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16,
+    "num_layers": 1, "sphere_channels": 32, "attn_hidden_channels": 32, "num_heads": 4, "attn_alpha_channels": 16,
     "attn_value_channels": 8, "ffn_hidden_channels": 64, "norm_type": "layer_norm_sh", "lmax_list": [2],
     "mmax_list": [2], "grid_resolution": 14, "edge_channels": 64, "attn_activation": "silu", "ffn_activation": "silu",
     "use_grid_mlp": True, "use_attn_renorm": True, "alpha_drop": 0.0, "drop_path_rate": 0.0, "weight_init": "uniform",
 }  # fmt: skip
 _SCHNET: dict[str, Any] = {
     "name": "fairchem.core.models.schnet.SchNetWrap",
-    "hidden_channels": 128, "num_filters": 128, "num_interactions": 3, "num_gaussians": 64, "cutoff": CUTOFF,
+    "hidden_channels": 64, "num_filters": 64, "num_interactions": 3, "num_gaussians": 64, "cutoff": CUTOFF,
     "use_pbc": True, "regress_forces": True, "otf_graph": True,
 }  # fmt: skip
 _PAINN: dict[str, Any] = {
     "name": "fairchem.core.models.painn.painn.PaiNN",
-    "hidden_channels": 128, "num_layers": 3, "num_rbf": 64, "cutoff": CUTOFF, "max_neighbors": 50,
+    "hidden_channels": 64, "num_layers": 2, "num_rbf": 64, "cutoff": CUTOFF, "max_neighbors": 50,
     "regress_forces": True, "direct_forces": False, "use_pbc": True, "otf_graph": True,
 }  # fmt: skip
 
@@ -85,6 +86,7 @@ MODELS: Mapping[str, SmallModel] = {
     "escaip": SmallModel(
         section={"name": "escaip_fairchem.EScAIP", "backbone": _ESCAIP, "heads": {"energy": {}, "forces": {}}},
         parts="direct forces",
+        training=_ESCAIP_TRAINING,
     ),
     "escaip-conservative": SmallModel(
         section={
@@ -93,8 +95,9 @@ MODELS: Mapping[str, SmallModel] = {
             "heads": {"energy_forces": {}},
         },
         parts="forces from the gradient",
+        training=_ESCAIP_TRAINING,
     ),
-    "schnet": SmallModel(section=_SCHNET, parts="forces from the gradient"),
+    "schnet": SmallModel(section=_SCHNET, parts="forces from the gradient", training=SmallTraining(rate=3e-3)),
     "painn": SmallModel(section=_PAINN, parts="forces from the gradient"),
     "equiformer-v2": SmallModel(
         section={
