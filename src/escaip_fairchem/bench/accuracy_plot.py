@@ -9,6 +9,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from escaip_fairchem.bench.accuracy_models import MODELS
 from escaip_fairchem.bench.cases import AccuracyCase, Outcome
@@ -58,6 +59,10 @@ def plot_accuracy(outcomes: Sequence[Outcome], path: Path) -> Path:
     for panel in axes.flat:
         panel.set_xscale("log")
         panel.set_yscale("log")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set_minor_formatter(NullFormatter())
         panel.spines[["top", "right"]].set_visible(False)
     entries = {  # of all panels: a model may lack a line in some
         label: handle for panel in axes.flat for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
