@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from escaip_fairchem.cli.config_files import is_configuration
 from escaip_fairchem.data import defaults
 from escaip_fairchem.plugin.info import inspect_config, read_config
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "configs"
-CONFIGS = sorted(FOLDER.rglob("*.yml"))
+CONFIGS = [path for path in sorted(FOLDER.rglob("*.yml")) if is_configuration(path)]
 COMPLETE = [path for path in CONFIGS if not path.name.startswith("base") and FOLDER / "base" not in path.parents]
 SMALL, MEDIUM, LARGE = 83_299_466, 146_207_624, 311_842_954
 SCALING = "oc20/equiformer_v2_scaling/equiformer_v2_"

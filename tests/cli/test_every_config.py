@@ -15,6 +15,7 @@ import pytest
 from benchmark_data import FRAMES, convert_everything
 from config_runs import run_command
 
+from escaip_fairchem.cli.config_files import is_configuration
 from escaip_fairchem.evaluate.curves import read_curves
 from escaip_fairchem.plugin.info import read_config
 
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).parents[2] / "configs"
 NAMES = [
     path.relative_to(FOLDER).with_suffix("").as_posix()
     for path in sorted(FOLDER.rglob("*.yml"))
-    if not path.name.startswith("base") and FOLDER / "base" not in path.parents
+    if not path.name.startswith("base") and FOLDER / "base" not in path.parents and is_configuration(path)
 ]
 SIZES: dict[str, dict[str, Any]] = {
     "escaip": {

@@ -20,12 +20,28 @@ def shipped_configs() -> Path | None:
     return None
 
 
-def locate_config(path: Path) -> Path:
+def is_sweep(path: Path) -> bool:
+    """Whether a file is a sweep over trainings rather than a training or a part of one, by its name: ``*sweep.yml``."""
+    return path.name.endswith("sweep.yml")
+
+
+def is_site(path: Path) -> bool:
+    """Whether a file holds what a cluster wants of every job, for ``--slurm-yml``."""
+    return path.name.endswith("site.yml")
+
+
+def is_configuration(path: Path) -> bool:
+    """Whether a file is a configuration, or part of one."""
+    return not is_sweep(path) and not is_site(path)
+
+
+def locate_config(path: Path, flag: str = "--config-yml") -> Path:
     """Find a configuration file.
 
     Args:
         path: As given on the command line. What is not found from the working folder is looked for among the files that
             come with the package.
+        flag: The option that it was given with.
 
     Returns:
         A path that exists.
@@ -38,15 +54,15 @@ def locate_config(path: Path) -> Path:
     home = shipped_configs()
     if home is not None and not path.is_absolute() and (home / path).is_file():
         return home / path
-    shipped = (
-        [] if home is None else [str(file.relative_to(home)) for file in sorted((home / "configs").rglob("*.yml"))]
-    )
+    files = [] if home is None else sorted((home / "configs").rglob("*.yml"))
+    fits = {"--sweep-yml": is_sweep, "--slurm-yml": is_site}.get(flag, is_configuration)
+    shipped = [str(file.relative_to(home)) for file in files if home is not None and fits(file)]
     what = (
         "is a folder, not a file"
         if path.is_dir()
         else f"no such configuration file, neither in {Path.cwd()} nor shipped"
     )
-    raise ConfigError(f"--config-yml {path}: {what}{nearest(str(path), shipped) if shipped else ''}")
+    raise ConfigError(f"{flag} {path}: {what}{nearest(str(path), shipped) if shipped else ''}")
 
 
 def check_yaml(path: Path, included_from: tuple[Path, ...] = ()) -> None:

@@ -7,7 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from escaip_fairchem.cli.config_files import check_yaml, locate_config, shipped_configs
+from escaip_fairchem.cli.config_files import (
+    check_yaml,
+    is_configuration,
+    is_site,
+    is_sweep,
+    locate_config,
+    shipped_configs,
+)
 from escaip_fairchem.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     from escaip_fairchem.plugin.info import inspect_config
 
     (path,) = paths
+    if is_sweep(path):
+        raise ConfigError(
+            f"{path}: is a sweep, not one configuration; `fairchem main --sweep-yml {path} --dry-run` tells about its "
+            "runs"
+        )
     info = inspect_config(path)
     print(f"{path}")
     for line in describe(info):
@@ -75,9 +87,10 @@ def _print_table(paths: Sequence[Path]) -> int:
     """One line per configuration; files that others are made of are named at the end."""
     from escaip_fairchem.plugin.info import ModelSizes, is_complete, resolve_includes
 
-    configs = {path: resolve_includes(path) for path in paths}
+    sweeps = [path for path in paths if is_sweep(path)]
+    configs = {path: resolve_includes(path) for path in paths if is_configuration(path)}
     # By their names, too: what lacks nothing but a size looks complete.
-    complete = [path for path in paths if not path.name.startswith("base") and is_complete(configs[path])]
+    complete = [path for path in configs if not path.name.startswith("base") and is_complete(configs[path])]
     sizes = ModelSizes()
     rows = [HEADINGS] + [_row(path, configs[path], sizes.of(configs[path]["model"], path)) for path in complete]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -87,9 +100,16 @@ def _print_table(paths: Sequence[Path]) -> int:
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
-    parts = [str(path) for path in paths if path not in complete]
-    if parts:
-        print(f"\nleft out, because they are parts of other files: {', '.join(parts)}")
+    parts = [path for path in configs if path not in complete]
+    sites = [path for path in paths if is_site(path)]
+    reasons = {
+        "they are sweeps over other files": sweeps,
+        "they say what a cluster wants": sites,
+        "they are parts of other files": parts,
+    }
+    notes = [f"left out, because {why}: {', '.join(map(str, left))}" for why, left in reasons.items() if left]
+    if notes:
+        print("\n".join(["", *notes]))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Settings given on the command line as ``key=value``."""
+"""Settings by dotted keys, on the command line as ``key=value``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def apply_overrides(config: dict[str, Any], overrides: Iterable[str]) -> None:
         key, equals, value = override.removeprefix("--").partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"cannot read {override!r} as a setting: write key=value, as in optim.lr_initial=1e-4")
-        _put(config, key.split("."), parse_value(value), key)
+        put_setting(config, key, parse_value(value))
 
 
 def parse_value(text: str) -> Any:
@@ -50,9 +50,21 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def _put(node: Any, parts: list[str], value: Any, key: str) -> None:
+def put_setting(config: dict[str, Any], key: str, value: Any) -> None:
+    """Put one setting into a configuration.
+
+    Args:
+        config: The configuration; it is changed. Sections that are missing are made.
+        key: Its parts, joined by dots: keys, positions in lists, or a key of one of the mappings in a list.
+        value: The value, which the configuration then holds itself.
+
+    Raises:
+        ConfigError: The key leads through something that holds no keys, or to no entry of a list.
+    """
+    node: Any = config
+    parts = key.split(".")
     for part in parts[:-1]:
-        node = _step(node, part, key)
+        node = step_into(node, part, key)
     if isinstance(node, list):
         node[_position(node, parts[-1], key)] = value
     elif isinstance(node, dict):
@@ -61,7 +73,17 @@ def _put(node: Any, parts: list[str], value: Any, key: str) -> None:
         raise ConfigError(f"cannot set {key}: {'.'.join(parts[:-1])} is {node!r}, which has no keys")
 
 
-def _step(node: Any, part: str, key: str) -> Any:
+def step_into(node: Any, part: str, key: str) -> Any:
+    """Go one part of a key deeper into a configuration.
+
+    Args:
+        node: Where the parts before have led to; a mapping without the part gets an empty one there.
+        part: A key, a position in a list, or a key of one of the mappings in a list.
+        key: The whole key, for messages.
+
+    Raises:
+        ConfigError: There is nothing to go into.
+    """
     if isinstance(node, list):
         if not part.isdigit():
             owners = [item for item in node if isinstance(item, dict) and part in item]
