@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import escaip_fairchem
 from escaip_fairchem.cli.reporting import run_reporting
 
-COMMANDS = ("demo", "data", "import_checkpoint", "info", "evaluate", "plot", "bench")
+COMMANDS = ("demo", "data", "import_checkpoint", "info", "evaluate", "plot", "runs", "resubmit", "bench")
 """Modules beside this one; each adds its own parser and imports what is slow only when it is run."""
 
 
