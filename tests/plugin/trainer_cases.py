@@ -86,6 +86,18 @@ class TinyModel(nn.Module):
         return {"energy": energy, "forces": self.push(hidden)}
 
 
+class EnergyModel(TinyModel):
+    """Has no forces, nor parameters for them."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        del self.push
+
+    def forward(self, data: Any) -> dict[str, torch.Tensor]:
+        self.push = torch.zeros_like  # what the parent computes and nobody wants
+        return {"energy": super().forward(data)["energy"]}
+
+
 def config(train: Path, val: Path | None = None, test: Path | None = None, **changes: Any) -> dict[str, Any]:
     """Keyword arguments of a trainer. ``changes`` name keys with ``__`` between the levels."""
     settings: dict[str, Any] = {

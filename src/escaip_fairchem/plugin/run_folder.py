@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import socket
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from escaip_fairchem.errors import RunFolderError
 
 LOCK_NAME = "run.lock"
+_TRIES, _SECONDS_BETWEEN_TRIES = 4, 0.1
 
 
 def unique_run_name(identifier: str | None, now: datetime.datetime | None = None) -> str:
@@ -61,7 +63,7 @@ class RunFolderLock:
         """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            locked = _lock(descriptor)
+            locked = _lock_soon(descriptor)
             holder = _read_holder(descriptor)
             if locked is False or (locked is None and _may_be_alive(holder)):
                 raise RunFolderError(self._refusal(holder, certain=locked is False))
@@ -101,6 +103,16 @@ def _give_back(descriptor: int) -> None:
     """Close a lock file, and say in it that nobody holds the folder: where there are no locks, this is what counts."""
     os.ftruncate(descriptor, 0)
     os.close(descriptor)
+
+
+def _lock_soon(descriptor: int) -> bool | None:
+    """As `_lock`, but whoever only looks whether the folder is in use holds it for an instant."""
+    for _ in range(_TRIES - 1):
+        locked = _lock(descriptor)
+        if locked is not False:
+            return locked
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    return _lock(descriptor)
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copyreg
 import os
 import types
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -109,12 +111,26 @@ def open_whole(path: str, **settings: Any) -> Any:
     return _open(str(path), settings) if settings.get("readonly") else lmdb.open(str(path), **settings)
 
 
+def reduce_environment(environment: Any) -> tuple[Any, tuple[str]]:
+    """Let another process open a file anew, where an environment is pickled, as data sets are for spawned loaders.
+
+    Raises:
+        TypeError: It is open for writing.
+    """
+    flags = environment.flags()
+    if not flags["readonly"]:
+        raise TypeError(f"{environment.path()}: is open for writing, which another process must not do as well")
+    kept = {name: flags[name] for name in ("readonly", "subdir", "lock", "readahead")}
+    return partial(open_whole, **kept), (str(environment.path()),)
+
+
 def guard_lmdb_files() -> None:
     """Let fairchem's and ase-db-backends' datasets refuse files that were cut off, and open a file twice.
 
     Reading beyond a file's end kills the process without a word. lmdb ≥ 2 refuses to open a file twice, but the
     validation set may be the test set as well, and the ASE reader opens its file anew in every loader process.
     """
+    copyreg.pickle(lmdb.Environment, reduce_environment)
     opener = open_whole if int(version("lmdb").partition(".")[0]) < 2 else open_shared
     from ase_db_backends import aselmdb
     from fairchem.core.datasets import lmdb_dataset, oc22_lmdb_dataset

@@ -13,11 +13,19 @@ from torch import Tensor
 
 from escaip_fairchem.errors import CheckpointError
 from escaip_fairchem.plugin.checkpoints import bring_best_checkpoint, read_checkpoint, save_atomically
-from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, on_master
+from escaip_fairchem.plugin.trainer.distributed import from_master, gather_everywhere, on_master
 from escaip_fairchem.plugin.trainer.ema import adopt_average, averaged_weights, check_average
 from escaip_fairchem.plugin.trainer.finite import require_finite_weights
 from escaip_fairchem.plugin.trainer.metrics import higher_is_better
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals, restore_random_state
+from escaip_fairchem.plugin.trainer.retention import (
+    KEPT_BY_DEFAULT,
+    NEWEST,
+    continuable,
+    keep_another_name,
+    prune,
+    read_newest,
+)
 from escaip_fairchem.plugin.trainer.schedule import schedule_name
 from escaip_fairchem.plugin.trainer.setup import TrainerSetup
 from escaip_fairchem.plugin.trainer.state import RESUME_KEY, training_state, weights_state
@@ -64,7 +72,14 @@ class TrainerCheckpointing(TrainerSetup):
             if training_state:
                 self._require_resumable()
                 state.update(self._training_state())
+            keep = int(self.config["optim"].get("keep_checkpoints") or KEPT_BY_DEFAULT)
+            if path.name == NEWEST and keep > 1 and self.saved_step not in (None, self.step):
+                keep_another_name(path, f"checkpoint_step_{self.saved_step}.pt")
             save_atomically(state, path)
+        if path.name == NEWEST:
+            prune(path.parent, keep=keep)
+            self.saved_step = self.step
+            self.standing.change(saved_step=self.step)
 
     def _training_state(self) -> dict[str, Any]:
         return training_state(self)
@@ -101,9 +116,7 @@ class TrainerCheckpointing(TrainerSetup):
             CheckpointError: It cannot be read, or does not fit the model.
         """
         if checkpoint is None:
-            trusted = bool(self.config["task"].get("trust_checkpoint", False))
-            logging.info(f"Loading checkpoint from: {checkpoint_path}")
-            checkpoint = read_checkpoint(checkpoint_path, trusted=trusted)
+            checkpoint_path, checkpoint = self._read(checkpoint_path, inference_only=inference_only)
         average = averaged_weights(checkpoint)
         if average is not None:
             check_average(self.model.parameters(), average["shadow_params"], str(checkpoint_path))
@@ -120,6 +133,32 @@ class TrainerCheckpointing(TrainerSetup):
             self.ema = self._new_average()
         self._load_training_state(checkpoint_path, checkpoint)
         self._loaded_from = str(checkpoint_path)
+        if self._is_own(checkpoint_path):
+            if Path(checkpoint_path).name == NEWEST:  # otherwise that one is damaged, and not worth keeping
+                self.saved_step = self.step
+            self.standing.change(saved_step=self.step, step=self.step, epoch=float(self.epoch))
+
+    def _read(self, path: str, *, inference_only: bool) -> tuple[str, dict[str, Any]]:
+        """Read a checkpoint, or where it is this run's own and damaged, the newest before it that is not."""
+        trusted = bool(self.config["task"].get("trust_checkpoint", False))
+        logging.info(f"Loading checkpoint from: {path}")
+        if inference_only or not self._is_own(path):
+            return path, read_checkpoint(path, trusted=trusted)
+        # The first process decides for all: a file may be there for one, and not yet for another.
+        read = on_master(lambda: read_newest(Path(path).parent, trusted=trusted))
+        found = str(from_master(None if read is None else read[0]))
+        return found, read_checkpoint(found, trusted=trusted) if read is None else read[1]
+
+    def _is_own(self, path: str) -> bool:
+        """Whether a file is one of those in this run's folder that it can go on from."""
+        own = Path(self.config["cmd"]["checkpoint_dir"])
+        return Path(path).resolve() in [file.resolve() for file in continuable(own)]
+
+    @property
+    def knows_all_states(self) -> bool:
+        """Whether the generators of all processes are known for this step, so that one of them can save for all."""
+        known = self._rank_states is not None and self._rank_states[0] == self.step
+        return known or distutils.get_world_size() == 1
 
     def bring_best(self) -> None:
         """Have the best weights so far in this run's folder, where it continues a training of another folder."""
@@ -242,7 +281,7 @@ class TrainerCheckpointing(TrainerSetup):
         best = self.best_val_metric
         if best is not None and not (value > best if higher_is_better(primary_metric) else value < best):
             return
-        self.best_val_metric = value
         on_master(lambda: self.save(metrics=val_metrics, checkpoint_file="best_checkpoint.pt", training_state=False))
         if self.test_loader is not None:
             self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)
+        self.best_val_metric = value  # now it is done: if it is interrupted, whoever goes on does it again

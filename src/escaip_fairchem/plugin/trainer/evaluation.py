@@ -20,7 +20,7 @@ from escaip_fairchem.plugin.prepared import to_device
 from escaip_fairchem.plugin.samples import SampleNames
 from escaip_fairchem.plugin.trainer.checkpointing import TrainerCheckpointing
 from escaip_fairchem.plugin.trainer.compared import compared
-from escaip_fairchem.plugin.trainer.distributed import on_master, sum_over_ranks
+from escaip_fairchem.plugin.trainer.distributed import gather_everywhere, on_master, sum_over_ranks
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard, unfinished_structures
 from escaip_fairchem.plugin.trainer.loaders import loaded_rows, original_order, seed_loader
 from escaip_fairchem.plugin.trainer.objective import shaped_label
@@ -46,8 +46,8 @@ class TrainerEvaluation(TrainerCheckpointing):
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> Metrics:
         """Compute the losses and metrics of a whole data set.
 
-        Means are over all structures or atoms, however they were batched. With several processes the sampler repeats a
-        few samples to fill the last batches.
+        Means are over all structures or atoms, however they were batched and divided among processes. One that has no
+        structure takes part with nothing.
 
         Args:
             split: ``val`` or ``test``.
@@ -73,10 +73,13 @@ class TrainerEvaluation(TrainerCheckpointing):
         with self.swap.averaged(self.ema):
             for batch in self._shown(loader, disable_tqdm):
                 metrics = self._evaluate_batch(batch, metrics, window, guard)
-                if guard.is_full:
-                    guard.check()
+                # Nothing within this loop is collective: processes may have different numbers of batches.
+                if guard.is_full and guard.settle():
+                    break
         guard.check()
-        metrics = self._aggregate_metrics(metrics)
+        metrics = self._aggregate_metrics(metrics, sorted(set().union(*gather_everywhere(sorted(metrics)))))
+        if distutils.get_world_size() > 1:
+            window.add_nothing(len(self.objective.terms), self.device)
         losses = window.mean(self.objective)
         metrics.update({name: {"metric": loss, "total": loss, "numel": 1} for name, loss in losses.items()})
         self._log_evaluation({name: values["metric"] for name, values in metrics.items()}, split)
@@ -96,7 +99,7 @@ class TrainerEvaluation(TrainerCheckpointing):
         names = SampleNames.of(batch)
         batch = to_device(batch, self.device)
         out = self._forward(batch)
-        losses = self.objective(out, batch, self.normalize_label)
+        losses = self.objective(out, batch, self.normalize_label, collective=False)
         bad = self.flag_structures(out, batch)
         guard.observe(step=self.step, epoch=self.epoch, names=names, bad=bad, loss=losses.total)
         window.add(losses)
@@ -138,10 +141,16 @@ class TrainerEvaluation(TrainerCheckpointing):
         result: Metrics = evaluator.eval(predicted, labelled, prev_metrics=metrics or {})
         return result
 
-    def _aggregate_metrics(self, metrics: Metrics) -> Metrics:
-        """Join the metrics of all processes, in one message and in float64. Collective."""
-        names = sorted(metrics)
-        both = [[metrics[name]["total"] for name in names], [metrics[name]["numel"] for name in names]]
+    def _aggregate_metrics(self, metrics: Metrics, names: Sequence[str] | None = None) -> Metrics:
+        """Join the metrics of all processes, in one message and in float64. Collective.
+
+        Args:
+            metrics: Of this process.
+            names: Those of all processes; left out where each has the same.
+        """
+        names = sorted(metrics) if names is None else names
+        nothing = {"total": 0.0, "numel": 0}
+        both = [[metrics.get(name, nothing)[key] for name in names] for key in ("total", "numel")]
         summed = sum_over_ranks(torch.tensor(both, dtype=torch.float64, device=self.device))
         totals, counts = summed.tolist()
         return {

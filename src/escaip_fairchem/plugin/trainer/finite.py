@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
+from fairchem.core.common import distutils
 from torch import Tensor, nn
 
 from escaip_fairchem.errors import NonFiniteError
@@ -76,6 +77,7 @@ class FiniteGuard:
         self._model = model
         self._gradients_may_overflow = gradients_may_overflow
         self._steps: list[_Step] = []
+        self._found: str | None = None
 
     @property
     def is_full(self) -> bool:
@@ -118,17 +120,27 @@ class FiniteGuard:
         Raises:
             NonFiniteError: Naming the step, the quantities and the structures.
         """
-        if not self._steps:
+        self.settle()
+        found, self._found = self._found, None
+        if not collective or distutils.get_world_size() == 1:
+            if found is not None:
+                raise NonFiniteError(_join([found]))
             return
+        # A process may have had nothing to look at; it takes part all the same.
+        own = torch.tensor(float(found is not None), device=next(self._model.parameters()).device)
+        if sum_over_ranks(own).item():
+            raise NonFiniteError(_join(gather_everywhere(found)))
+
+    def settle(self) -> bool:
+        """Read the flags of this process, and keep the first fault for `check`. Not collective.
+
+        Returns:
+            Whether there is a fault.
+        """
         steps, self._steps = self._steps, []
-        flags_S3 = torch.stack([step.summary() for step in steps])
-        anywhere = flags_S3.any().float()
-        if collective:
-            anywhere = sum_over_ranks(anywhere)
-        if not anywhere.item():
-            return
-        own = self._explain(steps, flags_S3.tolist())
-        raise NonFiniteError(_join(gather_everywhere(own) if collective else [own]))
+        if steps and self._found is None:
+            self._found = self._explain(steps, torch.stack([step.summary() for step in steps]).tolist())
+        return self._found is not None
 
     def _explain(self, steps: list[_Step], flags: list[list[bool]]) -> str | None:
         for step, (quantity, loss, gradient) in zip(steps, flags, strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,30 @@ class RecordingBatchSampler(BatchSampler):
 
     def __len__(self) -> int:
         return len(self.inner)
+
+
+class DividedBatchSampler:
+    """Every row of a data set once, in batches, divided among processes; some may have a batch less, or none.
+
+    fairchem's sampler repeats rows until all processes have as many, which counts these twice in an evaluation.
+
+    Args:
+        dataset: Anything with a length.
+        batch_size: Rows per batch.
+        processes: Number of processes.
+        rank: This one's.
+    """
+
+    def __init__(self, dataset: Sized, *, batch_size: int, processes: int, rank: int) -> None:
+        self.rows = range(rank, len(dataset), processes)
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(0, len(self.rows), self.batch_size):
+            yield list(self.rows[first : first + self.batch_size])
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,30 @@ class ForkSafeLoader(DataLoader[Any]):
             gc.unfreeze()
 
 
+class StartedAnew:
+    """A data set for loader processes that start without what their parent has imported (spawned ones).
+
+    A process that unpickles this imports this package first, without which it may be unable to import fairchem.
+
+    Attributes:
+        dataset: The data set.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, row: int) -> Any:
+        return self.dataset[row]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not there yet while it is unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
 _inherited: list[Any] = []
 """In a worker: environments of the parent, kept so that nothing closes them."""
 
@@ -94,6 +143,8 @@ def reopen_databases(worker: int) -> None:
     Args:
         worker: Its number, as the loader passes it.
     """
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # SLURM may send them to all processes; the parent decides what they mean
     info = get_worker_info()
     dataset: Any = None if info is None else info.dataset
     while hasattr(dataset, "dataset"):  # subsets and concatenations of one
@@ -185,6 +236,8 @@ def build_loader(
         workers: Processes that load; 0 loads in this one.
         device: Memory is pinned only where that speeds up copies to it.
     """
+    if workers and torch.multiprocessing.get_start_method() != "fork":
+        dataset = StartedAnew(dataset)
     return ForkSafeLoader(
         dataset,
         batch_sampler=RecordingBatchSampler(sampler),

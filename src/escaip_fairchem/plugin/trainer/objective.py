@@ -131,18 +131,24 @@ class Objective:
         self.terms = list(terms)
         self._targets = targets
 
-    def __call__(self, out: Mapping[str, Tensor], batch: Any, normalize: Normalize) -> LossValues:
+    def __call__(
+        self, out: Mapping[str, Tensor], batch: Any, normalize: Normalize, *, collective: bool = True
+    ) -> LossValues:
         """Compute the losses of a batch.
 
         Args:
             out: Predictions in normalised units, from `read_outputs`.
             batch: The labelled batch, on the device of the predictions.
             normalize: Removes references from labels and normalises them, in their own precision.
+            collective: Whether all processes do this at the same time, so that the total can be differentiated for
+                all of their batches; otherwise it is that of this batch alone.
         """
         pairs = [self._reduce(term, out[term.target], batch, normalize) for term in self.terms]
         sums_T, counts_T = torch.stack([total for total, _ in pairs]), torch.stack([count for _, count in pairs])
         # Gradients are averaged over the processes, whose batches differ in size: scale each to its share.
-        shares_T = sums_T * distutils.get_world_size() / sum_over_ranks(counts_T).clamp(min=1)
+        processes = distutils.get_world_size() if collective else 1
+        everywhere_T = sum_over_ranks(counts_T) if collective else counts_T
+        shares_T = sums_T * processes / everywhere_T.clamp(min=1)
         total = sum(term.coefficient * share for term, share in zip(self.terms, shares_T.unbind(), strict=True))
         return LossValues(total=torch.as_tensor(total), sums=sums_T.detach(), counts=counts_T)
 

@@ -119,7 +119,7 @@ def merge_processes(
         places: Places of their structures in the data set, or None where unknown; then nothing is reordered or dropped.
         keys: What to join.
     """
-    joined = {key: [row for part in parts for row in part[key]] for key in keys}
+    joined = {key: [row for part in parts for row in part.get(key, ())] for key in keys}  # some had no batch
     if any(own is None for own in places):
         return joined
     flat = [place for own in places for place in own or ()]

@@ -40,17 +40,18 @@ class Progress:
         """
         self._visible = visible
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
-        self._total, self._first = total_steps, first_step
+        self.total_steps, self._first = total_steps, first_step
+        self.seconds_per_step: float | None = None
         self._bar: tqdm[Any] | None = None
         self._stack = ExitStack()
-        self._samples = 0
+        self._samples = self._steps = 0
         self._busy = 0.0
         self._since = time.perf_counter()
 
     def __enter__(self) -> Progress:
         if self._visible and self._terminal:
             self._bar = self._stack.enter_context(
-                tqdm(total=self._total, initial=self._first, desc="training", unit="step", dynamic_ncols=True)
+                tqdm(total=self.total_steps, initial=self._first, desc="training", unit="step", dynamic_ncols=True)
             )
             # Log lines go above the bar instead of through it.
             self._stack.enter_context(logging_redirect_tqdm())
@@ -69,6 +70,7 @@ class Progress:
             samples: Structures in its batches, over all processes.
         """
         self._samples += samples
+        self._steps += 1
         if self._bar is not None:
             self._bar.update(1)
 
@@ -84,7 +86,8 @@ class Progress:
         """Samples per second since the last call."""
         self.pause()
         rate = self._samples / self._busy if self._busy > 0 else 0.0
-        self._samples, self._busy = 0, 0.0
+        self.seconds_per_step = self._busy / self._steps if self._steps else None
+        self._samples, self._steps, self._busy = 0, 0, 0.0
         self.proceed()
         return rate
 

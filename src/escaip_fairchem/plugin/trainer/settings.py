@@ -15,9 +15,10 @@ KNOWN_LEVELS = {"energy": "system", "forces": "atom", "stress": "system"}
 OPTIM_DEFAULTS = {"batch_size": 1, "num_workers": 0}
 """What is used where ``optim`` does not say."""
 _NEEDED = ("lr_initial", "max_epochs")
-_WHOLE = ("max_epochs", "batch_size", "eval_batch_size", "num_workers", "eval_every", "checkpoint_every")
+_FROM_ONE = ("max_epochs", "batch_size", "eval_batch_size", "eval_every", "keep_checkpoints")
+_WHOLE = (*_FROM_ONE, "num_workers", "checkpoint_every")
 _SMALLEST = {
-    **dict.fromkeys(("max_epochs", "batch_size", "eval_batch_size", "eval_every"), 1),
+    **dict.fromkeys(_FROM_ONE, 1),
     **dict.fromkeys(("lr_initial", "num_workers", "clip_grad_norm", "ema_decay", "weight_decay"), 0),
 }
 

@@ -7,6 +7,7 @@ import logging
 from typing import Any, ClassVar
 
 import torch
+from fairchem.core.common import distutils, gp_utils
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.trainers import OCPTrainer
 from torch import Tensor
@@ -21,7 +22,7 @@ from escaip_fairchem.plugin.trainer.amp import Precision
 from escaip_fairchem.plugin.trainer.distributed import from_master, on_master
 from escaip_fairchem.plugin.trainer.ema import WeightSwap
 from escaip_fairchem.plugin.trainer.finite import FiniteGuard
-from escaip_fairchem.plugin.trainer.loaders import Collater, build_loader
+from escaip_fairchem.plugin.trainer.loaders import Collater, DividedBatchSampler, build_loader
 from escaip_fairchem.plugin.trainer.metrics import CheckedEvaluator, choose_primary, default_metrics
 from escaip_fairchem.plugin.trainer.objective import Objective, parse_terms
 from escaip_fairchem.plugin.trainer.optimizer import build_optimizer
@@ -29,6 +30,8 @@ from escaip_fairchem.plugin.trainer.outputs import read_outputs
 from escaip_fairchem.plugin.trainer.resume import RandomState
 from escaip_fairchem.plugin.trainer.schedule import build_schedule
 from escaip_fairchem.plugin.trainer.settings import check_sources, complete_settings
+from escaip_fairchem.plugin.trainer.standing import Standing
+from escaip_fairchem.plugin.trainer.stops import Stops
 from escaip_fairchem.plugin.trainer.training_set import TrainingSet, limited
 from escaip_fairchem.plugin.trainer.window import LossWindow
 
@@ -77,6 +80,9 @@ class TrainerSetup(OCPTrainer):
         self._loaded_from: str | None = None
         self._fit_is_due = False
         self.training_structures: int | None = None
+        self.saved_step: int | None = None  # of the newest checkpoint, if it is whole
+        self.stops = Stops()
+        self.standing = Standing(None, run="", processes=1, gpus=0)
         super().__init__(**settings)
 
     @property
@@ -110,6 +116,7 @@ class TrainerSetup(OCPTrainer):
         """
         self.config = copy.deepcopy(self.config)
         self.config["trainer"] = self.import_path
+        self.stops.run = self.timestamp_id
         complete_settings(self.config, inference_only=inference_only)
         self.precision = Precision.from_settings(self.config["optim"], amp=bool(self.config["amp"]))
         self._scaler = self.precision.grad_scaler(self.device)
@@ -130,6 +137,15 @@ class TrainerSetup(OCPTrainer):
 
         if not self.is_debug:
             on_master(take)
+        if not self.is_debug and distutils.is_master():
+            self.standing = Standing(
+                self.config["cmd"]["checkpoint_dir"],
+                run=self.timestamp_id,
+                processes=distutils.get_world_size(),
+                gpus=int(self.config["gpus"]),
+                log=self.config["slurm"].get("log"),
+            )
+            self.standing.begin()
 
     def close(self) -> None:
         """Give the run folder back. The end of the process does the same."""
@@ -178,6 +194,23 @@ class TrainerSetup(OCPTrainer):
         size = self.config["optim"].get("eval_batch_size", self.config["optim"].get("batch_size", 1))
         self.val_sampler = self.get_sampler(shorter, size, shuffle=False)
         self.val_loader = self.get_dataloader(shorter, self.val_sampler)
+
+    def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> Any:
+        """Build a sampler: fairchem's for training; for evaluations by several processes one that repeats nothing."""
+        processes = distutils.get_world_size()
+        if processes > 1 and not gp_utils.initialized():
+            # Not for structures to be relaxed: fairchem joins the results of processes that all have some.
+            if not shuffle and dataset is not getattr(self, "relax_dataset", None):
+                return DividedBatchSampler(
+                    dataset, batch_size=batch_size, processes=processes, rank=distutils.get_rank()
+                )
+            repeated = -len(dataset) % processes
+            if repeated and distutils.is_master():
+                logging.info(
+                    f"training set: {len(dataset):,} structures do not divide by {processes} processes; {repeated} of "
+                    "them, others in every epoch, are taken twice"
+                )
+        return super().get_sampler(dataset, batch_size, shuffle)
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: int | None = None) -> DataLoader[Any]:
         """Build a loader; see `build_loader`."""
@@ -249,8 +282,10 @@ class TrainerSetup(OCPTrainer):
             One tensor per output, in normalised units and at least float32; see `read_outputs`.
         """
         batch = to_device(batch, self.device)
+        # DistributedDataParallel waits for the other processes, which in an evaluation may have fewer batches.
+        model = self.model if self.model.training else self._unwrapped_model
         with self.precision.forward(self.device):
-            raw = self.model(batch)
+            raw = model(batch)
         return read_outputs(
             raw,
             self.output_targets,

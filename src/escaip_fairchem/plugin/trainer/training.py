@@ -16,9 +16,15 @@ from escaip_fairchem.plugin.trainer.distributed import on_master
 from escaip_fairchem.plugin.trainer.loaders import seed_loader
 from escaip_fairchem.plugin.trainer.progress import Progress
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals
+from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
+from escaip_fairchem.runs.records import EVALUATING, FINISHED, TRAINING
 
 if TYPE_CHECKING:
     from escaip_fairchem.plugin.trainer.trainer import EScAIPForcesTrainer
+
+
+STEPS_BETWEEN_AGREEMENTS = 32
+"""At most, where several processes train: they have little time after a signal that ends their job."""
 
 
 class TrainingLoop:
@@ -46,7 +52,7 @@ class TrainingLoop:
         every = optim.get("checkpoint_every") or self.eval_every
         self.checkpoint_every = self.steps_per_epoch if every == -1 else every
         self.print_every = max(int(trainer.config["cmd"]["print_every"]), 1)
-        self._saved_step: int | None = trainer.step if trainer.step else None
+        self._saved_step: int | None = trainer.saved_step
         if trainer.scheduler.scheduler_type == "ReduceLROnPlateau" and trainer.val_loader is None:
             raise ConfigError("optim.scheduler: ReduceLROnPlateau needs validation data, dataset.val.src is missing")
 
@@ -59,7 +65,8 @@ class TrainingLoop:
             first_step=trainer.step,
             visible=distutils.is_master(),
         )
-        with self.progress:
+        self._tell(state=TRAINING, total_steps=self.progress.total_steps, total_epochs=self.last_epoch)
+        with self.progress, trainer.stops.between_steps():
             # A checkpoint is written before the evaluation at the same step; make up for one that was interrupted.
             if trainer.evaluated_step is not None and trainer.evaluated_step != trainer.step:
                 self._evaluate_if_due()
@@ -68,6 +75,11 @@ class TrainingLoop:
             if self._saved_step != trainer.step:
                 self._save()
             self._evaluate_last()
+        self._tell(state=FINISHED)
+
+    def _tell(self, **values: Any) -> None:
+        """Tell at once where the training stands."""
+        self.trainer.standing.change(step=self.trainer.step, epoch=float(self.trainer.epoch), **values)
 
     def _epoch(self, epoch: int) -> None:
         trainer = self.trainer
@@ -81,7 +93,32 @@ class TrainingLoop:
             self._step(next(batches), epoch + (index + 1) / self.steps_per_epoch)
             if trainer.step % self.checkpoint_every == 0:
                 self._save()
+            if self._stop_is_agreed():
+                self._stop()
             self._evaluate_if_due()
+
+    def _stop_is_agreed(self) -> bool:
+        """Whether all processes stop here. One alone may do so after any step, several where they wait anyway."""
+        step = self.trainer.step
+        if distutils.get_world_size() > 1 and not self._waits_in_any_case(step):
+            return False
+        following = step + 1
+        while not self._waits_in_any_case(following):
+            following += 1
+        return self.trainer.stops.agreed(step, next_step=following)
+
+    def _stop(self) -> None:
+        """Save, and leave the evaluation that may be due to whoever goes on. Collective.
+
+        Raises:
+            StoppedFromOutsideError: In any case.
+        """
+        trainer = self.trainer
+        number = trainer.stops.number
+        assert number is not None
+        if self._saved_step != trainer.step:
+            self._save()
+        raise StoppedFromOutsideError(number)
 
     def _step(self, batch: Any, epoch: float) -> None:
         trainer = self.trainer
@@ -110,10 +147,15 @@ class TrainingLoop:
 
     def _waits_anyway(self, step: int) -> bool:
         """Whether the flags of `FiniteGuard` should be read now. On the CPU there is nothing to wait for."""
-        periods = (self.print_every, self.checkpoint_every, self.eval_every)
-        last = step == self.last_epoch * self.steps_per_epoch
-        due = last or any(step % period == 0 for period in periods) or self.trainer.guard.is_full
-        return due or self.trainer.device.type == "cpu"
+        return self._waits_in_any_case(step) or self.trainer.guard.is_full
+
+    def _waits_in_any_case(self, step: int) -> bool:
+        """Whether a step's number alone says that it is waited for; all processes know that of all steps."""
+        periods = [self.print_every, self.checkpoint_every, self.eval_every]
+        if distutils.get_world_size() > 1:
+            periods.append(STEPS_BETWEEN_AGREEMENTS)
+        last = step >= self.last_epoch * self.steps_per_epoch
+        return last or self.trainer.device.type == "cpu" or any(step % period == 0 for period in periods)
 
     @torch.no_grad()
     def _report(self, out: dict[str, Tensor], batch: Any, norm: Tensor, rate: float) -> None:
@@ -131,6 +173,12 @@ class TrainingLoop:
         }
         trainer.window.clear()
         self.progress.report(values)
+        trainer.standing.progress(
+            step=trainer.step,
+            epoch=float(trainer.epoch),
+            samples_per_second=values["samples_per_second"],
+            seconds_per_step=self.progress.seconds_per_step,
+        )
         if trainer.logger is not None:
             trainer.logger.log(values, step=trainer.step, split="train")
 
@@ -160,16 +208,38 @@ class TrainingLoop:
         trainer = self.trainer
         self.progress.pause()
         primary = trainer.primary_metric_wanted
+        if trainer.stops.asked_anywhere():
+            self._stop()
+        self._tell(state=EVALUATING)
+        # A stop now is acted on by the first process alone, which must know the generators of all.
+        trainer.gather_resume_state()
+        with trainer.stops.at_once():
+            metrics = self._evaluate_now(primary)
+            # At the very end: what is interrupted before is done again.
+            with deferred_signals():
+                if metrics and steps_schedule and trainer.scheduler.scheduler_type == "ReduceLROnPlateau":
+                    trainer.scheduler.step(metrics=metrics[primary]["metric"])
+                trainer.evaluated_step = trainer.step
+        trainer.model.train()
+        self._tell(state=TRAINING)
+        self.progress.proceed()
+
+    def _evaluate_now(self, primary: str) -> dict[str, dict[str, float]]:
+        """Validate and relax; returns the metrics, if there are any."""
+        trainer = self.trainer
+        metrics: dict[str, dict[str, float]] = {}
         if trainer.val_loader is not None:
             metrics = trainer.validate(split="val", disable_tqdm=self.hide_evaluation_progress)
             trainer.update_best(primary, metrics, disable_eval_tqdm=self.hide_evaluation_progress)
-            if steps_schedule and trainer.scheduler.scheduler_type == "ReduceLROnPlateau":
-                trainer.scheduler.step(metrics=metrics[primary]["metric"])
+            trainer.standing.change(
+                metrics={name: float(entry["metric"]) for name, entry in metrics.items()},
+                metrics_step=trainer.step,
+                primary_metric=primary,
+                best=trainer.best_val_metric,
+            )
         if trainer.config["task"].get("eval_relaxations", False):
             self._relax()
-        trainer.evaluated_step = trainer.step
-        trainer.model.train()
-        self.progress.proceed()
+        return metrics
 
     def _relax(self) -> None:
         if getattr(self.trainer, "relax_dataset", None) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from escaip_fairchem.plugin.trainer.distributed import sum_over_ranks
@@ -23,6 +24,12 @@ class LossWindow:
             self._sums, self._counts = values.sums.double(), values.counts.double()
         else:
             self._sums, self._counts = self._sums + values.sums, self._counts + values.counts
+
+    def add_nothing(self, terms: int, device: torch.device) -> None:
+        """Take part in a mean over all processes without having had a batch."""
+        if self._sums is None or self._counts is None:
+            self._sums = torch.zeros(terms, dtype=torch.float64, device=device)
+            self._counts = torch.zeros_like(self._sums)
 
     def mean(self, objective: Objective) -> dict[str, float]:
         """Mean over everything added, on all processes together. Collective; waits for the device."""
