@@ -17,7 +17,7 @@ from escaip_fairchem.errors import CheckpointError, ConfigError, DataError, EScA
 from escaip_fairchem.plugin.launch import known_keys, main
 from escaip_fairchem.plugin.launch.checks import check_config, check_folder
 from escaip_fairchem.plugin.launch.overrides import apply_overrides
-from escaip_fairchem.plugin.launch.submission import submission_parameters
+from escaip_fairchem.plugin.launch.submission import cluster_request
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,58 @@ def test_sweeps_make_a_run_of_every_combination(config, folder):
         *((0.1, 4), (0.1, 5)),
         *((0.2, 4), (0.2, 5)),
     ]
-    assert len({c["timestamp_id"] for c in configs}) == 4
+    assert [c["timestamp_id"] for c in configs] == [
+        f"sweep-lr_initial={rate}-cutoff={cutoff}" for rate in (0.1, 0.2) for cutoff in (4, 5)
+    ]
+
+
+def test_a_sweep_may_bring_its_configurations(config, folder):
+    (folder / "own.sweep.yml").write_text(
+        "config: config.yml\nruns: [{name: a}, {name: b, config: other.yml, set: {optim.lr_initial: 0.5}}]\n"
+    )
+    (folder / "other.yml").write_text((folder / "config.yml").read_text().replace("cutoff: 5.0", "cutoff: 4.5"))
+    args, overrides = main._parser().parse_known_args(["--sweep-yml", str(folder / "own.sweep.yml"), "--identifier=x"])
+    runs = main.prepare_runs(args, [*overrides, "optim.lr_initial=0.25"])
+    found = [
+        (run.config["timestamp_id"], run.config["model"]["cutoff"], run.config["optim"]["lr_initial"]) for run in runs
+    ]
+    assert found == [("x-own.sweep-a", 5.0, 0.25), ("x-own.sweep-b", 4.5, 0.5)]
+    assert [Path(run.config_yml).name for run in runs] == ["config.yml", "other.yml"]
+
+
+def test_errors_in_a_sweep_name_the_run(config, folder):
+    (folder / "bad.sweep.yml").write_text("runs: [{name: good}, {name: bad, set: {optim.lr_inital: 1}}]\n")
+    with pytest.raises(
+        ConfigError, match=r"run bad\.sweep-bad: optim\.lr_inital: unknown key \(did you mean 'lr_initial'"
+    ):
+        main.prepare_configs(*arguments("--sweep-yml", str(folder / "bad.sweep.yml")))
+
+
+def test_a_dry_run_starts_nothing_and_prints_the_runs(config, folder, capsys):
+    (folder / "rates.sweep.yml").write_text("optim: {lr_initial: [0.1, 0.2]}\n")
+    before = sorted(folder.rglob("*"))
+    words = [
+        "--config-yml",
+        "config.yml",
+        "--sweep-yml",
+        "rates.sweep.yml",
+        "--dry-run",
+        "--num-gpus=4",
+        "--num-nodes=2",
+    ]
+    assert main.run_main([*words, "--slurm-timeout", "3"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"rates\.sweep-lr_initial=0\.1 .* 8 .* 24", said), said
+    assert re.search(r"rates\.sweep-lr_initial=0\.2 ", said)
+    assert "48" in said.splitlines()[-1]
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_submitting_where_there_is_no_slurm(config, folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"there is no SLURM on this machine"):
+        main.run_main(["--config-yml", "config.yml", "--submit", "--logdir", str(tmp_path / "logs")])
+    assert not (folder / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -286,13 +337,40 @@ def test_duplicate_keys_in_a_file_are_refused(config, folder):
 
 
 def test_cluster_flags_reach_submitit(config):
-    args, overrides = arguments("--submit", "--slurm-partition", "long", "--num-gpus", "4", "optim.num_workers=3")
+    words = ["--submit", "--slurm-partition", "long", "--num-gpus", "4", "optim.num_workers=3", "--slurm-timeout=72"]
+    args, overrides = arguments(*words)
     (prepared,) = main.prepare_configs(args, overrides)
     assert not prepared["cpu"]  # the machine that submits needs no GPU
-    parameters = submission_parameters(args, prepared)
+    prepared["slurm"] = {"partition": "short", "time": "30", "qos": "mine"}
+    parameters = cluster_request(args, main.given_flags(words), [prepared]).parameters
     assert parameters["slurm_partition"] == "long"
-    assert parameters["tasks_per_node"] == parameters["gpus_per_node"] == 4
-    assert parameters["cpus_per_task"] == 4
+    assert parameters["slurm_qos"] == "mine"
+    assert parameters["timeout_min"] == 72 * 60  # given, though it is the default
+    assert parameters["tasks_per_node"] == parameters["slurm_gpus_per_node"] == 4
+    assert parameters["slurm_cpus_per_task"] == 4
+
+
+def test_a_sites_file_stands_behind_the_configuration(config, folder):
+    (folder / "my.site.yml").write_text("slurm: {partition: theirs, constraint: a100}\n")
+    words = ("--submit", "--slurm-yml", str(folder / "my.site.yml"), "slurm.partition=mine")
+    (prepared,) = main.prepare_configs(*arguments(*words))
+    assert prepared["slurm"] == {"partition": "mine", "constraint": "a100"}
+
+
+def test_runs_of_one_array_cannot_ask_for_different_things(config, folder):
+    (folder / "sites.sweep.yml").write_text("slurm.partition: [a, b]\n")
+    args, overrides = arguments("--submit", "--sweep-yml", str(folder / "sites.sweep.yml"))
+    configs = main.prepare_configs(args, overrides)
+    with pytest.raises(ConfigError, match="slurm: differs between runs of the sweep"):
+        cluster_request(args, set(), configs)
+
+
+def test_flags_of_our_own_leave_fairchem_s_as_they_are():
+    from fairchem.core.common.flags import flags
+
+    main._parser()
+    assert "--dry-run" not in flags.get_parser().format_help()
+    assert main.given_flags(["--cpu", "--num-gpus", "1", "a.b=1"]) == {"cpu", "num_gpus"}
 
 
 def test_a_folder_with_a_training_is_not_begun_anew_from_elsewhere(config, tmp_path):

@@ -138,8 +138,11 @@ def test_a_sweep_runs_every_combination(tmp_path):
     (folder / "sweep.yml").write_text(yaml.safe_dump({"optim": {"lr_initial": [0.001, 0.01]}}))
     process = run([*OURS, "main"], "--config-yml=config.yml", "--sweep-yml=sweep.yml", "--identifier=s", cwd=folder)
     assert process.returncode == 0, process.stderr
-    names = sorted(re.sub(r"^[\d-]+-|-[0-9a-f]{6}$", "", path.name) for path in (folder / "checkpoints").iterdir())
-    assert names == ["s_run0", "s_run1"]
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["s-sweep-lr_initial=0.001", "s-sweep-lr_initial=0.01"]
+    again = run([*OURS, "main"], "--config-yml=config.yml", "--sweep-yml=sweep.yml", "--identifier=s", cwd=folder)
+    assert again.returncode == 2
+    assert "holds checkpoint.pt of an earlier run" in again.stderr
 
 
 def test_missing_data_is_one_message_and_status_2(tmp_path):

@@ -44,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
             )
         command.set_defaults(run=run)
     _add_accuracy(commands)
+    _add_loader(commands)
 
 
 def _add_accuracy(commands: Any) -> None:
@@ -68,6 +69,20 @@ def _add_accuracy(commands: Any) -> None:
         "--draws", type=_several_seeds, metavar="N,…", help="seeds of splits and models (default: 0,1)"
     )
     command.set_defaults(run=run_accuracy)
+
+
+def _add_loader(commands: Any) -> None:
+    what = "structures per second that the training's loaders deliver, from a cold and from a warm cache"
+    command = commands.add_parser("loader", help=what, description=f"Measure {what}.")
+    command.add_argument("--src", type=Path, metavar="PATH", help="OC20's LMDB files (default: a set is made)")
+    command.add_argument(
+        "--workers", type=_several_seeds, default=[0, 1, 2], metavar="N,…", help="loader processes (default: 0,1,2)"
+    )
+    command.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="per case (default: 10)")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="decides the order")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the table (CSV)")
+    command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
+    command.set_defaults(run=run_loader)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -159,6 +174,24 @@ def run_accuracy(arguments: argparse.Namespace) -> int:
     with session.runner:
         tables = [machine_table(session.machine), *compare_accuracies(session, comparison, jobs=arguments.jobs)]
     _print(tables)
+    return 0
+
+
+def run_loader(arguments: argparse.Namespace) -> int:
+    """Measure the loaders and print the table."""
+    from escaip_fairchem.bench.loading import LoadingOptions, loading_table
+
+    options = LoadingOptions(
+        src=arguments.src,
+        workers=arguments.workers,
+        seconds=0.2 if arguments.quick else arguments.budget,
+        seed=arguments.seed,
+        quick=arguments.quick,
+    )
+    table = loading_table(options)
+    if arguments.out is not None:
+        print(f"wrote {table.write_csv(arguments.out / 'loader.csv')}")
+    _print([table])
     return 0
 
 

@@ -43,18 +43,25 @@ def _upstream() -> None:
 
 
 def _with_located_config(words: list[str]) -> list[str]:
-    """Replace the configuration's path by that of a file that exists and is YAML."""
+    """Replace the paths of YAML files by those of files that exist and are YAML."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-yml", type=Path)
+    for flag in _FILES:
+        parser.add_argument(flag, type=Path, dest=flag)
     given, rest = parser.parse_known_args(words)
-    if given.config_yml is None:
-        return words  # fairchem's parser says what is missing, or prints its help
-    located = locate_config(given.config_yml)
-    if located != given.config_yml:
-        # Printed, because fairchem sets logging up later, and only where nobody has done so yet.
-        print(f"--config-yml {given.config_yml}: not in {Path.cwd()}, using the shipped {located}")
-    check_yaml(located)
-    return ["--config-yml", str(located), *rest]
+    located: list[str] = []
+    for flag, path in vars(given).items():
+        if path is None:
+            continue  # fairchem's parser says what is missing, or prints its help
+        found = locate_config(path, flag)
+        if found != path:
+            # Printed, because fairchem sets logging up later, and only where nobody has done so yet.
+            print(f"{flag} {path}: not in {Path.cwd()}, using the shipped {found}")
+        check_yaml(found)
+        located += [flag, str(found)]
+    return [*located, *rest]
+
+
+_FILES = ("--config-yml", "--sweep-yml", "--slurm-yml")
 
 
 if __name__ == "__main__":

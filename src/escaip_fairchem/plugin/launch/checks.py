@@ -13,6 +13,7 @@ from escaip_fairchem.plugin.launch.names import check_names
 from escaip_fairchem.plugin.launch.references import translate_linear_references
 from escaip_fairchem.plugin.sources import advice, check_atom_counts, check_source
 from escaip_fairchem.plugin.trainer.metrics import CheckedEvaluator, choose_primary, default_metrics
+from escaip_fairchem.plugin.trainer.retention import continuable
 from escaip_fairchem.plugin.trainer.settings import complete_settings
 
 SPLIT_OF_MODE = {"train": "train", "validate": "val", "predict": "test", "run-relaxations": "relax"}
@@ -54,10 +55,10 @@ def check_folder(config: Mapping[str, Any]) -> None:
     given = config.get("checkpoint")
     if config["mode"] != "train" or given is None or config.get("is_debug"):
         return
-    own = Path(config["run_dir"]) / "checkpoints" / str(config["timestamp_id"]) / "checkpoint.pt"
-    if own.is_file() and Path(given).exists() and not own.samefile(given):
+    own = continuable(Path(config["run_dir"]) / "checkpoints" / str(config["timestamp_id"]))
+    if own and Path(given).exists() and not any(file.samefile(given) for file in own):
         raise RunFolderError(
-            f"--timestamp-id {config['timestamp_id']}: {own} is of an earlier training, which one that starts from "
+            f"--timestamp-id {config['timestamp_id']}: {own[0]} is of an earlier training, which one that starts from "
             f"{given} would replace. Leave --checkpoint out to continue the earlier one, or choose another name"
         )
 

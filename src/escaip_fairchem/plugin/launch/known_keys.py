@@ -29,8 +29,8 @@ TOP = _words(
 OPTIM = _words(
     "batch_size eval_batch_size num_workers load_balancing load_balancing_on_error lr_initial max_epochs optimizer",
     "optimizer_params weight_decay scheduler scheduler_params warmup_steps warmup_factor lr_gamma lr_milestones",
-    "clip_grad_norm ema_decay eval_every checkpoint_every amp_dtype tf32 load_datasets_and_model_then_exit",
-    "use_denoising_pos denoising_pos_params denoising_pos_coefficient",
+    "clip_grad_norm ema_decay eval_every checkpoint_every keep_checkpoints amp_dtype tf32",
+    "load_datasets_and_model_then_exit use_denoising_pos denoising_pos_params denoising_pos_coefficient",
     # older spellings and places
     "energy_coefficient force_coefficient loss_energy loss_forces loss_force warmup_epochs max_steps",
 )

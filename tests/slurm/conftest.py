@@ -1,0 +1,37 @@
+"""A cluster for the tests of this folder; without SLURM they fail in CI, and are skipped elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plugin")]
+
+from cluster import Cluster, missing_programs  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A SLURM of one node, this machine."""
+    missing = missing_programs()
+    is_root = os.geteuid() == 0
+    if missing or not is_root:
+        remedy = "python tests/slurm/cluster.py install"
+        reason = f"not installed: {', '.join(missing)} ({remedy})" if missing else "only root can start its daemons"
+        if os.environ.get("CI"):
+            pytest.fail(f"SLURM cannot be started: {reason}")
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for a socket's name
+    running = Cluster(folder)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+        shutil.rmtree(folder, ignore_errors=True)
