@@ -11,7 +11,7 @@ from escaip_fairchem.errors import DataError
 from escaip_fairchem.plugin.sources import check_atom_counts, check_source
 
 CONFIGURATIONS = Path(__file__).parents[2] / "configs"
-BENCHMARKS = sorted(path.name for path in CONFIGURATIONS.iterdir() if path.name not in ("base", "demo"))
+BENCHMARKS = sorted(path.name for path in CONFIGURATIONS.iterdir() if path.name not in ("base", "demo", "slurm"))
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
