@@ -78,6 +78,7 @@ class Transcript:
         return said
 
     def _note(self, line: str, output: str) -> None:
+        output = re.sub(r"^\S+ \S+ \S+ \((?:INFO|WARNING)\): ", "", output, flags=re.MULTILINE)  # where it was logged
         shown = output.replace(f"{self.folder}/", "").replace(str(self.folder), ".")
         self.text.append(f"\n```console\n$ {line}\n{shown}```\n")
 
