@@ -140,6 +140,16 @@ def _environment(entry: Path) -> list[bytes]:
     return _read(entry / "environ").split(b"\0")
 
 
+def resubmit_failed(runs: Runs, name: str, *words: str) -> None:
+    """See a run called failed, queue it again, and see it end."""
+    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
+    assert re.search(rf"{name}\s+failed", said), said
+    said = command(["escaip", "resubmit", ".", f"--only={name}", *words], runs.folder, runs.cluster).stdout
+    again = re.search(r"submitted as (\d+)", said)
+    assert again, said
+    runs.wait_for_state(again[1], "COMPLETED")
+
+
 def test_one_of_two_processes_is_killed(runs: Runs) -> None:
     """The other ends soon, says whose end it was, and the run goes on from its last checkpoint when it is asked to."""
     job = runs.submit("widowed", "--num-gpus=2")
@@ -152,12 +162,7 @@ def test_one_of_two_processes_is_killed(runs: Runs) -> None:
     assert "task 1: Killed" in runs.log("widowed")  # in srun's words
     status = runs.status("widowed")
     assert status["state"] != "failed" or "process 1 of 2 has gone without a word" in status["why"]  # if it had time
-    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
-    assert re.search(r"widowed\s+failed", said), said
-    said = command(["escaip", "resubmit", ".", "--only", "widowed"], runs.folder, runs.cluster).stdout
-    again = re.search(r"submitted as (\d+)", said)
-    assert again, said
-    runs.wait_for_state(again[1], "COMPLETED")
+    resubmit_failed(runs, "widowed")
     runs.assert_undisturbed("widowed", "two")
 
 
@@ -166,12 +171,7 @@ def test_a_job_that_is_killed_for_its_memory_goes_on_with_more(runs: Runs) -> No
     job = runs.submit("fat", config=config)
     state = runs.wait_for_state(job, "FAILED", "CANCELLED", "OUT_OF_MEMORY", "COMPLETED")
     assert state != "COMPLETED"
-    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
-    assert re.search(r"fat\s+failed", said), said
-    said = command(["escaip", "resubmit", ".", "--only=fat", "--slurm-mem=6"], runs.folder, runs.cluster).stdout
-    again = re.search(r"submitted as (\d+)", said)
-    assert again, said
-    runs.wait_for_state(again[1], "COMPLETED")
+    resubmit_failed(runs, "fat", "--slurm-mem=6")
     runs.assert_undisturbed("fat", "one")
 
 
