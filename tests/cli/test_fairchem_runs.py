@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import fairchem_runs
@@ -12,6 +15,16 @@ import yaml
 from fairchem_runs import OURS, UPSTREAM, prepare, run, schnet_config
 
 pytestmark = pytest.mark.end_to_end
+LAUNCHERS_PORT = 29400
+
+
+@contextlib.contextmanager
+def occupied(port: int) -> Iterator[None]:
+    """Somebody listens on a port: this, or whoever did already."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            stack.enter_context(socket.create_server(("", port)))
+        yield
 
 
 def losses(output: str) -> list[str]:
@@ -114,8 +127,10 @@ def test_help_is_upstreams():
 
 @pytest.mark.slow
 def test_two_processes_on_one_machine(tmp_path):
+    """Also where the port that torch's launcher takes by itself is another training's, or another program's."""
     folder = prepare(tmp_path)
-    process = run([*OURS, "main"], "--config-yml=config.yml", "--num-gpus=2", "--print-every=1", cwd=folder)
+    with occupied(LAUNCHERS_PORT):
+        process = run([*OURS, "main"], "--config-yml=config.yml", "--num-gpus=2", "--print-every=1", cwd=folder)
     assert process.returncode == 0, process.stderr
     assert len(losses(process.stdout)) == 2  # 6 structures, 2 at a time, on 2 processes; the first process logs
     assert len(list((folder / "checkpoints").iterdir())) == 1

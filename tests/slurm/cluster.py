@@ -64,6 +64,7 @@ JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
+FirstJobId={first_job}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
 PartitionName=cpu Nodes={host} Default=YES PriorityTier=1 GraceTime={kill_wait} State=UP
 PartitionName=urgent Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
@@ -98,9 +99,12 @@ class Cluster:
 
     Attributes:
         folder: Where everything of it is; an absolute path without blanks, short enough for a socket's name.
+        first_job: Number of its first job. Processes of a job meet at a port that follows from its number, so clusters
+            on one machine need numbers of their own.
     """
 
     folder: Path
+    first_job: int = 1
 
     @property
     def environment(self) -> dict[str, str]:
@@ -127,6 +131,7 @@ class Cluster:
             host=_host(),
             controller_port=controller_port,
             node_port=node_port,
+            first_job=self.first_job,
             cpus=CPUS,
             memory=MEMORY_MB,
             kill_wait=KILL_WAIT,

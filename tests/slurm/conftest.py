@@ -18,7 +18,7 @@ from cluster import Cluster, missing_programs  # noqa: E402
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A SLURM of one node, this machine."""
+    """A SLURM of one node, this machine; one for each process that runs tests."""
     missing = missing_programs()
     is_root = os.geteuid() == 0
     if missing or not is_root:
@@ -28,7 +28,8 @@ def cluster() -> Iterator[Cluster]:
             pytest.fail(f"SLURM cannot be started: {reason}")
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for a socket's name
-    running = Cluster(folder)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    running = Cluster(folder, first_job=1 + 1000 * int(worker))
     try:
         running.start()
         yield running

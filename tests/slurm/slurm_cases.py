@@ -22,14 +22,17 @@ from trainer_cases import TinyModel, rattled_slabs, write_lmdb
 HERE = Path(__file__).parent
 SOURCE = Path(escaip_fairchem.__file__).parents[1]
 STEPS_PER_EPOCH, EPOCHS = 10, 3
+LAST = STEPS_PER_EPOCH * EPOCHS
 
 
 class SlowModel(TinyModel):
-    """Takes some time for every step of a training, and from some step on memory."""
+    """Takes some time for every step of a training, from some step on memory, and at that step waits for a file."""
 
-    def __init__(self, seconds: float = 0.0, megabytes: int = 0, from_step: int = 0, **settings: Any) -> None:
+    def __init__(
+        self, seconds: float = 0.0, megabytes: int = 0, from_step: int = 0, wait_for: str = "", **settings: Any
+    ) -> None:
         super().__init__(**settings)
-        self.seconds, self.megabytes, self.from_step = seconds, megabytes, from_step
+        self.seconds, self.megabytes, self.from_step, self.wait_for = seconds, megabytes, from_step, wait_for
         self.steps, self.hoard = 0, b""
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
@@ -38,6 +41,8 @@ class SlowModel(TinyModel):
             self.steps += 1
             if self.steps == self.from_step:
                 self.hoard = b"x" * (self.megabytes * 2**20)
+                while self.wait_for and not Path(self.wait_for).exists():
+                    time.sleep(0.05)
         return super().forward(data)
 
 
@@ -189,7 +194,7 @@ class Runs:
         ends = {*states, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL"}
         self.cluster.wait_for(lambda: self.job_state(job) in ends, f"job {job} to be {states}", seconds=seconds)
         state = self.job_state(job)
-        assert state in states, f"job {job} is {state}, wanted {states}"
+        assert state in states, f"job {job} is {state}, wanted {states}\n{self.printed(job)}"
         return state
 
     def job_state(self, job: str) -> str:
@@ -208,6 +213,10 @@ class Runs:
             if (path := self.checkpoints(name) / "submission.json").is_file()
             else "*"
         )
+        return self.printed(job)
+
+    def printed(self, job: str) -> str:
+        """What a job, or all, have printed."""
         files = sorted((self.folder / "logs" / job).glob("*_log.*"))
         return "\n".join(f"== {file.name}\n{file.read_text()[-3000:]}" for file in files)
 
@@ -220,3 +229,13 @@ class Runs:
 
     def job_is_finished(self, name: str) -> bool:
         return self.status(name).get("state") == "finished"
+
+
+def with_references(folder: Path, cluster: Cluster) -> Runs:
+    """A folder with two undisturbed trainings: ``one`` on one process, ``two`` on two."""
+    found = Runs(folder, cluster)
+    found.train_here("one")
+    found.train_here("two", "--num-gpus=2")
+    assert max(found.losses("one")) == LAST
+    assert max(found.losses("two")) == LAST // 2
+    return found

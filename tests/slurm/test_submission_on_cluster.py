@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cluster import Cluster
-from slurm_cases import EPOCHS, STEPS_PER_EPOCH, Runs, command, configuration
+from slurm_cases import LAST, Runs, command, configuration
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 QUICK = configuration(model__seconds=0.05)
@@ -106,7 +106,7 @@ def test_data_that_may_only_be_read(runs: Runs, tmp_path: Path) -> None:
             name = f"read_only_{workers}"
             job = runs.submit(name, "--slurm-mem=8", config=config)  # loader processes count
             runs.wait_for_state(job, "COMPLETED")
-            assert max(runs.losses(name)) == STEPS_PER_EPOCH * EPOCHS
+            assert max(runs.losses(name)) == LAST
     finally:
         subprocess.run(["umount", mounted], check=True)
     assert runs.losses("read_only_0") == runs.losses("read_only_2")
@@ -140,7 +140,7 @@ def test_a_full_disk_while_saving_keeps_the_checkpoint_before(runs: Runs) -> Non
         assert again, said
         runs.wait_for_state(again[1], "COMPLETED")
         found = json.loads(status.read_text())
-        assert (found["state"], found["step"]) == ("finished", STEPS_PER_EPOCH * EPOCHS)
+        assert (found["state"], found["step"]) == ("finished", LAST)
         assert kept >= 4
     finally:
         subprocess.run(["umount", "--lazy", small], check=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -229,7 +230,15 @@ def _run_locally(config: dict[str, Any], processes: int) -> int:
             "starts itself load their data themselves; with --submit each keeps its own loaders"
         )
         config["optim"]["num_workers"] = 0
-    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", max_restarts=0)
+    launch = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # a free port: by the usual one, two trainings on a machine would find each other
+        run_id=uuid.uuid4().hex,
+        max_restarts=0,
+    )
     watcher = logging.getLogger(elastic.__name__)
     if not config["is_debug"]:
         watcher.addFilter(_is_no_user_error)

@@ -1,0 +1,109 @@
+"""Jobs that fail, or must not begin, lose only the steps since their last checkpoint: on a real SLURM."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import Cluster
+from slurm_cases import Runs, command, configuration, with_references
+
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
+
+
+@pytest.fixture(scope="module")
+def runs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return with_references(tmp_path_factory.mktemp("runs"), cluster)
+
+
+def test_a_job_whose_node_fails_goes_on_from_its_last_checkpoint(runs: Runs) -> None:
+    job = runs.submit("orphaned")
+    runs.wait_for_step("orphaned", 6)
+    runs.cluster.kill_node()
+    saved = runs.status("orphaned")["saved_step"]
+    runs.cluster.wait_for(lambda: runs.cluster.node_state() not in ("mixed", "allocated"), "the node to be missed", 90)
+    runs.cluster.start_node()
+    time.sleep(3)  # a node refuses a job that it has been told to forget within the same second
+    runs.release(job)
+    runs.wait_for_state(job, "COMPLETED")
+    runs.assert_undisturbed("orphaned", "one")
+    assert saved >= 4
+    assert set(runs.repeated_steps("orphaned")) <= set(range(saved + 1, saved + 5))
+
+
+def rank_process(cluster: Cluster, job: str, rank: int) -> int:
+    """The process of a job that has a rank, without its children."""
+    own = [f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}", f"SLURM_CONF={cluster.environment['SLURM_CONF']}"]
+    wanted = {b"SUBMITIT_EXECUTOR=slurm", *(entry.encode() for entry in own)}
+    found = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and wanted <= set(_environment(entry)) and b"submitit" in _read(entry / "cmdline")
+    ]
+    assert found, f"job {job} has no process {rank}"
+    return min(found)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _environment(entry: Path) -> list[bytes]:
+    return _read(entry / "environ").split(b"\0")
+
+
+def resubmit_failed(runs: Runs, name: str, *words: str) -> None:
+    """See a run called failed, queue it again, and see it end."""
+    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
+    assert re.search(rf"{name}\s+failed", said), said
+    said = command(["escaip", "resubmit", ".", f"--only={name}", *words], runs.folder, runs.cluster).stdout
+    again = re.search(r"submitted as (\d+)", said)
+    assert again, said
+    runs.wait_for_state(again[1], "COMPLETED")
+
+
+def test_one_of_two_processes_is_killed(runs: Runs) -> None:
+    """The other ends soon, says whose end it was, and the run goes on from its last checkpoint when it is asked to."""
+    job = runs.submit("widowed", "--num-gpus=2")
+    runs.wait_for_step("widowed", 5)
+    victim = rank_process(runs.cluster, job, 1)
+    began = time.monotonic()
+    os.kill(victim, signal.SIGKILL)
+    assert runs.wait_for_state(job, "FAILED", "CANCELLED", "COMPLETED", seconds=60) == "FAILED"
+    assert time.monotonic() - began < 45
+    assert "task 1: Killed" in runs.log("widowed")  # in srun's words
+    status = runs.status("widowed")
+    assert status["state"] != "failed" or "process 1 of 2 has gone without a word" in status["why"]  # if it had time
+    resubmit_failed(runs, "widowed")
+    runs.assert_undisturbed("widowed", "two")
+
+
+def test_a_job_that_is_killed_for_its_memory_goes_on_with_more(runs: Runs) -> None:
+    config: dict[str, Any] = configuration(model__megabytes=2500, model__from_step=6)
+    job = runs.submit("fat", config=config)
+    state = runs.wait_for_state(job, "FAILED", "CANCELLED", "OUT_OF_MEMORY", "COMPLETED")
+    assert state != "COMPLETED"
+    resubmit_failed(runs, "fat", "--slurm-mem=6")
+    runs.assert_undisturbed("fat", "one")
+
+
+def test_a_second_job_in_a_run_folder_refuses(runs: Runs) -> None:
+    go_on = runs.folder / "shared.go_on"
+    config = configuration(model__from_step=3, model__wait_for=str(go_on))
+    first = runs.submit("shared", config=config)
+    runs.wait_for_step("shared", 2)
+    second = runs.submit("shared", config=config)
+    assert runs.wait_for_state(second, "FAILED", "COMPLETED") == "FAILED"
+    assert f"SLURM job {first}" in runs.log("shared")
+    assert "in use by process" in runs.log("shared")
+    go_on.touch()
+    runs.wait_for_state(first, "COMPLETED")
+    runs.assert_undisturbed("shared", "one")
