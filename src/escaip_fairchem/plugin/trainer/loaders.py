@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, get_worker_info
 
 from escaip_fairchem.errors import DataError, EScAIPError
 from escaip_fairchem.plugin.prepared import NeighborSearch, prepare, seal
+from escaip_fairchem.plugin.trainer.handover import Packed, pack, unpack
 
 
 class RecordingBatchSampler(BatchSampler):
@@ -88,6 +89,8 @@ def rows_or_fault(dataset: Any, rows: Sequence[int]) -> list[Any]:
 
 def _opened(batch: Any) -> Any:
     """Raise what went wrong in a worker, or vouch for what it prepared."""
+    if isinstance(batch, Packed):
+        batch = unpack(batch)
     if isinstance(batch, Fault):
         raise batch.error
     return seal(batch)
@@ -179,18 +182,20 @@ class Collater:
         """Join samples into a batch.
 
         Returns:
-            The batch; in a worker also a `Fault`.
+            The batch; in a worker packed, or a `Fault`.
 
         Raises:
             DataError: A sample's ``natoms`` contradicts its positions (said here, where no device has to be waited
                 for), or it lacks what others have.
         """
+        in_worker = get_worker_info() is not None
         try:
-            return self._joined(samples)
+            batch = self._joined(samples)
         except EScAIPError as error:
-            if get_worker_info() is None:
+            if not in_worker:
                 raise
             return Fault(error)
+        return pack(batch) if in_worker else batch
 
     def _joined(self, samples: Sequence[Any]) -> Any:
         for sample in samples:
