@@ -45,6 +45,7 @@ def add_parser(subparsers: Any) -> None:
         command.set_defaults(run=run)
     _add_accuracy(commands)
     _add_loader(commands)
+    _add_scaling(commands)
 
 
 def _add_accuracy(commands: Any) -> None:
@@ -83,6 +84,29 @@ def _add_loader(commands: Any) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="folder for the table (CSV)")
     command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
     command.set_defaults(run=run_loader)
+
+
+def _add_scaling(commands: Any) -> None:
+    what = "where a training on many GPUs would spend its time, by assumed rates of GPUs and links"
+    command = commands.add_parser("scaling", help=what, description=f"Count {what}; nothing runs on a GPU.")
+    command.add_argument("--config", type=Path, required=True, metavar="YAML", help="a training's configuration")
+    command.add_argument("--gpus", type=_numbers, default=[64, 512], metavar="N,…", help="default: 64,512")
+    command.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default: %(default)s")
+    command.add_argument(
+        "--teraflops", type=_rates, metavar="R,…", help="that a GPU achieves on the model (default: 50,100,200,400)"
+    )
+    command.add_argument(
+        "--node-gigabytes", type=_rates, metavar="R,…", help="per second, that a node exchanges (default: 25,100,400)"
+    )
+    command.add_argument("--workers", type=_numbers, metavar="N,…", help="loader processes per GPU (default: 1,2,4,8)")
+    command.add_argument(
+        "--structures", type=int, default=172_000_000, metavar="N", help="of the training set (default: OC20's All+MD)"
+    )
+    command.add_argument("--metadata", type=Path, metavar="NPZ", help="numbers of atoms (default: drawn, like OC20's)")
+    command.add_argument("--budget", type=_seconds, default=10.0, metavar="SECONDS", help="per measurement of a loader")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="decides what is drawn")
+    command.add_argument("--quick", action="store_true", help="show in seconds that it works; the figures mean nothing")
+    command.set_defaults(run=run_scaling)
 
 
 def _add_options(command: argparse.ArgumentParser) -> None:
@@ -193,6 +217,37 @@ def run_loader(arguments: argparse.Namespace) -> int:
         print(f"wrote {table.write_csv(arguments.out / 'loader.csv')}")
     _print([table])
     return 0
+
+
+def run_scaling(arguments: argparse.Namespace) -> int:
+    """Count, measure the loader, and print the tables."""
+    from escaip_fairchem.bench.scaling import ScalingOptions, scaling_tables
+    from escaip_fairchem.cli.config_files import locate_config
+
+    given = {
+        name: getattr(arguments, name)
+        for name in ("teraflops", "node_gigabytes", "workers")
+        if getattr(arguments, name) is not None
+    }
+    options = ScalingOptions(
+        config=locate_config(arguments.config, "--config"),
+        gpus=arguments.gpus,
+        gpus_per_node=arguments.gpus_per_node,
+        structures=arguments.structures,
+        metadata=arguments.metadata,
+        seconds=0.2 if arguments.quick else arguments.budget,
+        seed=arguments.seed,
+        **given,
+    )
+    _print(scaling_tables(options))
+    return 0
+
+
+def _rates(text: str) -> list[float]:
+    rates = [float(word) for word in _words(text)]
+    if not rates or not min(rates) > 0:
+        raise argparse.ArgumentTypeError("rates must be more than 0")
+    return rates
 
 
 def _several_seconds(text: str) -> list[float]:
