@@ -1,6 +1,6 @@
 """A SLURM cluster of one node on the loopback address, from Debian's packages, as root: for tests and for trying.
 
-    python tests/slurm/cluster.py install          # apt-get: slurm-wlm and munge
+    python tests/slurm/cluster.py install          # apt-get: slurm-wlm, munge; bindfs, for a slow folder
     python tests/slurm/cluster.py start FOLDER     # prints what the shell needs to know of it
     python tests/slurm/cluster.py stop FOLDER
 
@@ -17,12 +17,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel")
-PACKAGES = ("slurm-wlm", "munge")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "bindfs")
+PACKAGES = ("slurm-wlm", "munge", "bindfs")
 CPUS, MEMORY_MB = 8, 16000
 """Of the node. More processors than the machine may have: tests train tiny models, and mostly wait."""
 KILL_WAIT, NODE_TIMEOUT = 10, 10
@@ -216,6 +217,22 @@ class Cluster:
         for manager in self.step_managers():
             for process in (*_children(manager), manager):
                 _kill(process, signal.SIGKILL)
+
+
+@contextmanager
+def slow_folder(folder: Path, place: Path, kilobytes_per_second: int) -> Iterator[None]:
+    """Another view of a folder, as of a file server's: only to be read, and at some rate where it is not in the cache.
+
+    Args:
+        folder: The folder.
+        place: An empty folder to see it at.
+        kilobytes_per_second: The rate.
+    """
+    subprocess.run(["bindfs", "-o", "ro", f"--read-rate={kilobytes_per_second}k", folder, place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def _host() -> str:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster
+from cluster import Cluster, slow_folder
 from slurm_cases import Runs, command, configuration, with_references
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
+SLOW = 30
+"""Kilobytes per second."""
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,23 @@ def test_a_second_job_in_a_run_folder_refuses(runs: Runs) -> None:
     go_on.touch()
     runs.wait_for_state(first, "COMPLETED")
     runs.assert_undisturbed("shared", "one")
+
+
+def test_slow_data(runs: Runs, tmp_path: Path) -> None:
+    """Data on a file server that delivers the set in seconds, once more for every start: waited for, also by a stop."""
+    (tmp_path / "train.lmdb").write_bytes((runs.folder / "train.lmdb").read_bytes())
+    place = runs.folder / "slow"
+    place.mkdir()
+    with slow_folder(tmp_path, place, kilobytes_per_second=SLOW):
+        began = time.monotonic()
+        (place / "train.lmdb").read_bytes()
+        assert time.monotonic() - began > 2
+        config = configuration(dataset__train__src="slow/train.lmdb", optim__num_workers=2)
+        job = runs.submit("slow_data", "--slurm-mem=8", config=config)
+        runs.wait_for_step("slow_data", 3)
+        runs.cluster.run(["scancel", "--signal=USR2", job])
+        runs.release(job)
+        runs.wait_for_state(job, "COMPLETED")
+    assert runs.status("slow_data")["restarts"] == 1
+    runs.assert_undisturbed("slow_data", "one")
+    assert runs.repeated_steps("slow_data") == []
