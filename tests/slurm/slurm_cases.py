@@ -204,6 +204,7 @@ class Runs:
     def release(self, job: str) -> None:
         """Spare a requeued job the two minutes that SLURM has it wait."""
         self.cluster.wait_for(lambda: self.job_state(job) == "PENDING", f"job {job} to wait", seconds=60)
+        time.sleep(2)  # a node refuses a job that it was told to forget within the same second, and the job fails
         self.cluster.run(["scontrol", "update", f"JobId={job}", "StartTime=now"])
 
     def log(self, name: str) -> str:

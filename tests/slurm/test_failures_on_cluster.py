@@ -30,7 +30,6 @@ def test_a_job_whose_node_fails_goes_on_from_its_last_checkpoint(runs: Runs) -> 
     saved = runs.status("orphaned")["saved_step"]
     runs.cluster.wait_for(lambda: runs.cluster.node_state() not in ("mixed", "allocated"), "the node to be missed", 90)
     runs.cluster.start_node()
-    time.sleep(3)  # a node refuses a job that it has been told to forget within the same second
     runs.release(job)
     runs.wait_for_state(job, "COMPLETED")
     runs.assert_undisturbed("orphaned", "one")
