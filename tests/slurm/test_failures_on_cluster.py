@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from cluster import Cluster, slow_folder
-from slurm_cases import Runs, command, configuration, with_references
+from slurm_cases import LAST, Runs, command, configuration, with_references
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
 SLOW = 30
@@ -94,6 +97,46 @@ def test_a_job_that_is_killed_for_its_memory_goes_on_with_more(runs: Runs) -> No
     assert state != "COMPLETED"
     resubmit_failed(runs, "fat", "--slurm-mem=6")
     runs.assert_undisturbed("fat", "one")
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(runs: Runs) -> None:
+    """The run folder is a file system of a few megabytes, which something else fills meanwhile."""
+    small = runs.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
+    try:
+        job = runs.submit("full", f"--run-dir={small}", config=configuration(logger="null"))
+        status = small / "checkpoints" / "full" / "status.json"
+
+        def saved() -> int:
+            return (json.loads(status.read_text())["saved_step"] or 0) if status.is_file() else 0
+
+        runs.cluster.wait_for(lambda: saved() >= 4, "the first checkpoint", 60)
+        kept = saved()
+        filler = os.open(small / "filler", os.O_WRONLY | os.O_CREAT)
+        with pytest.raises(OSError, match="No space"):
+            while True:
+                os.write(filler, bytes(4096))
+        os.close(filler)
+        assert runs.wait_for_state(job, "FAILED", "COMPLETED") == "FAILED"
+        log = (runs.folder / "logs" / job / f"{job}_0_log.err").read_text()
+        assert "cannot be written (No space left on device); the previous file is intact" in log
+        (small / "filler").unlink()
+        said = command(["escaip", "resubmit", str(small)], runs.folder, runs.cluster).stdout
+        again = re.search(r"submitted as (\d+)", said)
+        assert again, said
+        runs.wait_for_state(again[1], "COMPLETED")
+        found = json.loads(status.read_text())
+        assert (found["state"], found["step"]) == ("finished", LAST)
+        assert kept >= 4
+        ours, undisturbed = (
+            torch.load(path / "checkpoint.pt", weights_only=True)["state_dict"]
+            for path in (status.parent, runs.checkpoints("one"))
+        )
+        assert ours.keys() == undisturbed.keys()
+        assert all(torch.equal(ours[name], undisturbed[name]) for name in ours)
+    finally:
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 def test_a_second_job_in_a_run_folder_refuses(runs: Runs) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -110,37 +108,3 @@ def test_data_that_may_only_be_read(runs: Runs, tmp_path: Path) -> None:
     finally:
         subprocess.run(["umount", mounted], check=True)
     assert runs.losses("read_only_0") == runs.losses("read_only_2")
-
-
-def test_a_full_disk_while_saving_keeps_the_checkpoint_before(runs: Runs) -> None:
-    """The run folder is a file system of a few megabytes, which something else fills meanwhile."""
-    small = runs.folder / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
-    try:
-        job = runs.submit("full", f"--run-dir={small}", config=configuration(logger="null"))
-        status = small / "checkpoints" / "full" / "status.json"
-
-        def saved() -> int:
-            return (json.loads(status.read_text())["saved_step"] or 0) if status.is_file() else 0
-
-        runs.cluster.wait_for(lambda: saved() >= 4, "the first checkpoint", 60)
-        kept = saved()
-        filler = os.open(small / "filler", os.O_WRONLY | os.O_CREAT)
-        with pytest.raises(OSError, match="No space"):
-            while True:
-                os.write(filler, bytes(4096))
-        os.close(filler)
-        assert runs.wait_for_state(job, "FAILED", "COMPLETED") == "FAILED"
-        log = (runs.folder / "logs" / job / f"{job}_0_log.err").read_text()
-        assert "cannot be written (No space left on device); the previous file is intact" in log
-        (small / "filler").unlink()
-        said = command(["escaip", "resubmit", str(small)], runs.folder, runs.cluster).stdout
-        again = re.search(r"submitted as (\d+)", said)
-        assert again, said
-        runs.wait_for_state(again[1], "COMPLETED")
-        found = json.loads(status.read_text())
-        assert (found["state"], found["step"]) == ("finished", LAST)
-        assert kept >= 4
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
