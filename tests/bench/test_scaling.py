@@ -107,6 +107,8 @@ def test_numbers_of_atoms_of_one_s_own_data(tmp_path: Path) -> None:
     ("config", "words", "message"),
     [
         ("oc20/escaip_2m.yml", ["--gpus=12"], "--gpus 12: not a multiple of 8"),
+        ("oc20/escaip_2m.yml", ["--gpus-per-node=0"], "--gpus-per-node 0: must be at least 1"),
+        ("oc20/escaip_2m.yml", ["--structures=0"], "--structures 0: must be at least 1"),
         ("oc22/equiformer_v2_oc22.yml", [], "not a training of one of this package's models"),
         ("spice/escaip_spice_conservative.yml", [], "forces are derivatives there"),
         ("oc20/none.yml", [], "none.yml"),

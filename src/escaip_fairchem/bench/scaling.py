@@ -160,6 +160,9 @@ class ScalingOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for flag, count in (("--gpus-per-node", self.gpus_per_node), ("--structures", self.structures)):
+            if count < 1:
+                raise ConfigError(f"{flag} {count}: must be at least 1")
         for number in self.gpus:
             if number < self.gpus_per_node or number % self.gpus_per_node:
                 raise ConfigError(f"--gpus {number}: not a multiple of {self.gpus_per_node}, the GPUs of a node")

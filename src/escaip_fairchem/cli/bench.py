@@ -265,7 +265,7 @@ def _words(text: str) -> list[str]:
 def _numbers(text: str) -> list[int]:
     numbers = [int(word) for word in text.split(",")]
     if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("batch sizes must be at least 1")
+        raise argparse.ArgumentTypeError("numbers must be at least 1")
     return numbers
 
 
