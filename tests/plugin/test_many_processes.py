@@ -51,25 +51,29 @@ import trainer_cases
 import torch
 from pathlib import Path
 from fairchem.core.common import distutils
-rank, port, settings = int(sys.argv[3]), sys.argv[4], json.loads(sys.argv[5])
+rank, count, port, settings = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], json.loads(sys.argv[6])
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
 trainer = trainer_cases.build(settings, Path(sys.argv[2]), timestamp_id="run")
-exec(sys.argv[6])
+exec(sys.argv[7])
 print(json.dumps(result))
 time.sleep(0.3)
 torch.distributed.destroy_process_group()
 """
 
 
-def on_two(settings: dict[str, Any], code: str, folder: Path) -> list[Any]:
-    """Run a piece of code, which has ``trainer`` and sets ``result``, on each of two processes."""
+def on_several(count: int, settings: dict[str, Any], code: str, folder: Path) -> list[Any]:
+    """Run a piece of code, which has ``trainer`` and sets ``result``, on each of several processes."""
     folder.mkdir(exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = [[folder, rank, port, json.dumps(settings), code] for rank in (0, 1)]
-    both = [run_python(_RANK, *arguments, folder=folder) for arguments in words]
-    return [json.loads(finish(process).splitlines()[-1]) for process in both]
+    words = [[folder, rank, count, port, json.dumps(settings), code] for rank in range(count)]
+    running = [run_python(_RANK, *arguments, folder=folder) for arguments in words]
+    return [json.loads(finish(process).splitlines()[-1]) for process in running]
+
+
+def on_two(settings: dict[str, Any], code: str, folder: Path) -> list[Any]:
+    return on_several(2, settings, code, folder)
 
 
 _GRADIENTS = """
@@ -188,6 +192,71 @@ def test_single_atoms_and_energies_alone_hang_nothing(data: Path, tmp_path: Path
     del energies["dataset"]["train"]["transforms"]["normalizer"]["forces"]
     (steps, weights), (_, other_weights) = on_two(energies, _TRAINING, tmp_path / "energies")
     assert (steps, weights) == (8, other_weights)
+
+
+_STOPPED_AND_CONTINUED = """
+import signal
+from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
+torch.manual_seed(rank)
+update = trainer.update_weights
+def update_and_ask():
+    update()
+    if trainer.step + 1 == STOP:
+        trainer.stops.ask(signal.SIGUSR2)
+trainer.update_weights = update_and_ask
+latest = Path(sys.argv[2]) / "checkpoints" / "run" / "checkpoint.pt"
+if latest.is_file():
+    trainer.load_checkpoint(str(latest))
+try:
+    trainer.train(disable_eval_tqdm=True)
+except StoppedFromOutsideError:
+    pass
+result = [trainer.step, [parameter.tolist() for parameter in trainer.model.parameters()]]
+"""
+
+
+def test_three_processes_continue_bit_for_bit(data: Path, tmp_path: Path):
+    """Sums of three numbers depend on their order, which torch chooses anew after the first step of a process."""
+    changes = {"optimizer__batch_size": 2, "optimizer__max_epochs": 3, "optimizer__checkpoint_every": 100}
+    three = settings(data, **changes, model__dropout=0.2)
+    undisturbed = _STOPPED_AND_CONTINUED.replace("STOP", "0")
+    whole = on_several(3, three, undisturbed, tmp_path / "whole")
+    stopped = on_several(3, three, _STOPPED_AND_CONTINUED.replace("STOP", "4"), tmp_path / "parts")
+    assert {step for step, _ in stopped} == {5}
+    assert on_several(3, three, undisturbed, tmp_path / "parts") == whole
+    assert whole[0][0] == 9
+    assert whole[0] == whole[1] == whole[2]
+
+
+_SETTLED = """
+from escaip_fairchem.plugin.trainer.summation_order import settle_summation_order
+def state():
+    buffers = [buffer.tolist() for buffer in trainer.model.buffers()]
+    gradients = [parameter.grad is not None for parameter in trainer.model.parameters()]
+    return [torch.rand(1).item(), torch.get_rng_state().tolist(), buffers, gradients]
+trainer.train_sampler.set_epoch_and_start_iteration(0, 0)
+batch = next(iter(trainer.train_loader))
+trainer.model.train()
+positions = batch.pos.clone()
+start = torch.get_rng_state()
+before = state()
+torch.set_rng_state(start)
+settle_summation_order(trainer, batch)
+result = [before, state(), bool((positions == batch.pos).all()), batch.pos.requires_grad,
+          bool(trainer.model.reducer._rebuild_buckets()), trainer.model.module.count.item()]
+"""
+
+
+def test_settling_the_order_leaves_everything_as_it_was(data: Path, tmp_path: Path):
+    """Random numbers that dropout draws, a buffer that counts passes, and a batch that the model moves."""
+    three = settings(data, model__dropout=0.2, optimizer__batch_size=2)
+    three["model"]["name"] = "trainer_cases.CountingModel"
+    for before, after, is_unmoved, needs_gradient, is_laid_out_next, count in on_several(3, three, _SETTLED, tmp_path):
+        assert after == before
+        assert is_unmoved
+        assert not needs_gradient
+        assert is_laid_out_next  # as the first pass that counts begins
+        assert count == 0
 
 
 @pytest.mark.parametrize(("rows", "batch", "processes"), [(7, 2, 2), (1, 4, 3), (0, 4, 2), (9, 3, 3), (10, 1, 4)])

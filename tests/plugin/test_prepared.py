@@ -106,6 +106,7 @@ def test_changed_structures_are_searched_anew(change: Any, when: str, searches: 
 
 COPIES = {
     "clone": lambda batch: batch.clone(),
+    "clone with neighbourhoods": prepared.clone,
     "shallow": copy.copy,
     "deep": copy.deepcopy,
     "to": lambda batch: batch.to("cpu"),
@@ -123,6 +124,20 @@ def test_copies_give_the_same(copied: Any) -> None:
     moved = batch_of(ZOO)
     move_atom(moved)
     assert_same(model(batch), model(moved))
+
+
+def test_clones_of_ours_are_not_searched_again(searches: list[int]) -> None:
+    model = model_of()
+    batch = prepared_batch(model)
+    copied = prepared.clone(batch)
+    searches.clear()
+    move_atom(batch)
+    assert_same(model(copied), model(batch_of(ZOO)))
+    assert searches == [25]  # of the batch that was not prepared
+    changed = prepared.clone(batch)
+    searches.clear()
+    model(changed)
+    assert searches == [25]
 
 
 def test_parts_of_a_batch_do_not_inherit() -> None:

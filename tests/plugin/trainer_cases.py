@@ -98,6 +98,20 @@ class EnergyModel(TinyModel):
         return {"energy": super().forward(data)["energy"]}
 
 
+class CountingModel(TinyModel):
+    """Counts its passes in a buffer, and moves the atoms of its batch in place, as some models do."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, data: Any) -> dict[str, torch.Tensor]:
+        self.count += 1
+        data.pos += 1.0
+        data.pos.requires_grad_(True)
+        return super().forward(data)
+
+
 def config(train: Path, val: Path | None = None, test: Path | None = None, **changes: Any) -> dict[str, Any]:
     """Keyword arguments of a trainer. ``changes`` name keys with ``__`` between the levels."""
     settings: dict[str, Any] = {

@@ -151,10 +151,20 @@ def seal(batch: Any) -> Any:
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move a batch without waiting, and its prepared neighbourhoods with it."""
-    prepared = batch.get(KEY)
-    belongs = prepared is not None and prepared.belongs_to(batch)
+    belongs = _belongs(batch)  # before, for this changes the batch itself
     batch = batch.to(device, non_blocking=True)
     return seal(batch) if belongs else batch
+
+
+def clone(batch: Any) -> Any:
+    """A copy of a batch with tensors of its own, and the prepared neighbourhoods where it has them."""
+    return seal(batch.clone()) if _belongs(batch) else batch.clone()
+
+
+def _belongs(batch: Any) -> bool:
+    """Whether a batch has prepared neighbourhoods of its present tensors."""
+    prepared = batch.get(KEY)
+    return prepared is not None and prepared.belongs_to(batch)
 
 
 def _sources(batch: Batch) -> tuple[tuple[Tensor | None, int], ...] | None:

@@ -80,15 +80,19 @@ class EScAIPForcesTrainer(TrainerEvaluation):
         Returns:
             Norm of all gradients before clipping, (), on the device.
         """
-        self.optimizer.zero_grad()
-        scaled = self.scaler.scale(loss) if self.scaler else loss
-        with self.precision.backward():
-            scaled.backward()
+        self.differentiate(loss)
         if self.scaler:
             self.scaler.unscale_(self.optimizer)
         limit = float(self.clip_grad_norm) if self.clip_grad_norm else float("inf")
         norm: Tensor = torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm=limit)
         return norm
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Give every parameter its gradient, which is that of the scaled loss with loss scaling."""
+        self.optimizer.zero_grad()
+        scaled = self.scaler.scale(loss) if self.scaler else loss
+        with self.precision.backward():
+            scaled.backward()
 
     def update_weights(self) -> None:
         """Let the optimizer, the average and the schedule take their step, unless loss scaling skips it."""

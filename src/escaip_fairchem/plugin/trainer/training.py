@@ -17,6 +17,7 @@ from escaip_fairchem.plugin.trainer.loaders import seed_loader
 from escaip_fairchem.plugin.trainer.progress import Progress
 from escaip_fairchem.plugin.trainer.resume import RandomState, deferred_signals
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
+from escaip_fairchem.plugin.trainer.summation_order import settle_summation_order
 from escaip_fairchem.runs.records import EVALUATING, FINISHED, TRAINING
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class TrainingLoop:
         self.checkpoint_every = self.steps_per_epoch if every == -1 else every
         self.print_every = max(int(trainer.config["cmd"]["print_every"]), 1)
         self._saved_step: int | None = trainer.saved_step
+        self._order_is_settled = False
         if trainer.scheduler.scheduler_type == "ReduceLROnPlateau" and trainer.val_loader is None:
             raise ConfigError("optim.scheduler: ReduceLROnPlateau needs validation data, dataset.val.src is missing")
 
@@ -125,6 +127,9 @@ class TrainingLoop:
         step = trainer.step + 1
         names = SampleNames.of(batch)
         batch = to_device(batch, trainer.device)
+        if not self._order_is_settled:
+            settle_summation_order(trainer, batch)
+            self._order_is_settled = True
         out = trainer._forward(batch)
         losses = trainer.objective(out, batch, trainer.normalize_label)
         trainer.guard.observe(
