@@ -151,7 +151,8 @@ try:
         torch.distributed.all_reduce(torch.ones(3))
         time.sleep(0.05)
 except Exception as error:
-    print(json.dumps([end_in_words(error, 3.0), time.monotonic() - began]), flush=True)
+    hosts = ["a", "b", "b"] if lost == 2 else ["a", "a", "a"]
+    print(json.dumps([end_in_words(error, hosts, 3.0), time.monotonic() - began]), flush=True)
 if rank == lost:
     time.sleep(1.0 if rank else 6.0)  # the first one keeps the words
     os._exit(2)
@@ -175,7 +176,8 @@ def test_the_others_name_who_is_lost(lost: int, tmp_path: Path):
             assert process.returncode == -signal.SIGKILL
             continue
         words, seconds = json.loads(finish(process).splitlines()[-1])
-        assert words.startswith(f"process {lost} of 3 has gone without a word (killed")
+        where = " (on b)" if lost == 2 else ""
+        assert words.startswith(f"process {lost} of 3{where} has gone without a word (killed")
         assert "whereupon here: " in words
         assert seconds < 20
 
@@ -187,4 +189,6 @@ def test_the_others_repeat_why_one_has_ended(lost: int, tmp_path: Path):
     for rank, process in enumerate(on_three(lost, "by itself", tmp_path)):
         said, errors = process.communicate(timeout=60)
         words, _ = json.loads(said.splitlines()[-1])
-        assert words == ("sid 7 has no cell" if rank == lost else f"process {lost}: sid 7 has no cell"), errors[-2000:]
+        where = " (on b)" if lost == 2 else ""
+        expected = "sid 7 has no cell" if rank == lost else f"process {lost}{where}: sid 7 has no cell"
+        assert words == expected, errors[-2000:]

@@ -1,10 +1,12 @@
-"""A SLURM cluster of one node on the loopback address, from Debian's packages, as root: for tests and for trying.
+"""A SLURM cluster on loopback addresses, from Debian's packages, as root: for tests and for trying.
 
     python tests/slurm/cluster.py install          # apt-get: slurm-wlm, munge; bindfs, for a slow folder
-    python tests/slurm/cluster.py start FOLDER     # prints what the shell needs to know of it
+    python tests/slurm/cluster.py start FOLDER     # prints what the shell needs to know of it; --nodes 2 for two nodes
     python tests/slurm/cluster.py stop FOLDER
 
-Configuration, state, logs, keys and sockets are all in FOLDER. Nothing of the machine's own SLURM is touched.
+Configuration, state, logs, keys and sockets are all in FOLDER. Nothing of the machine's own SLURM is touched. A single
+node is the machine itself. Each of several has a name and an address of its own, and knows the others by name: that is,
+kernel namespaces of host names and of mounts, with another file of hosts.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -26,25 +29,24 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sc
 PACKAGES = ("slurm-wlm", "munge", "bindfs")
 CPUS, MEMORY_MB = 8, 16000
 """Of the node. More processors than the machine may have: tests train tiny models, and mostly wait."""
-KILL_WAIT, NODE_TIMEOUT = 10, 10
+KILL_WAIT, NODE_TIMEOUT = 20, 10
 """Seconds between SIGTERM and SIGKILL, and after which a node that does not answer counts as failed."""
 
 _CONFIGURATION = """
 ClusterName=loopback
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -52,6 +54,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 SlurmdParameters=config_overrides
 ReturnToService=2
+GresTypes=gpu
 JobRequeue=1
 KillWait={kill_wait}
 SlurmdTimeout={node_timeout}
@@ -66,9 +69,9 @@ JobAcctGatherFrequency=task=1
 JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 FirstJobId={first_job}
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES PriorityTier=1 GraceTime={kill_wait} State=UP
-PartitionName=urgent Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
+{nodes}
+PartitionName=cpu Nodes=ALL Default=YES PriorityTier=1 GraceTime={kill_wait} State=UP
+PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
 """
 
 
@@ -102,10 +105,14 @@ class Cluster:
         folder: Where everything of it is; an absolute path without blanks, short enough for a socket's name.
         first_job: Number of its first job. Processes of a job meet at a port that follows from its number, so clusters
             on one machine need numbers of their own.
+        size: Number of nodes.
+        gpus: Number of GPUs of each node, which SLURM hands out, but which do not exist.
     """
 
     folder: Path
     first_job: int = 1
+    size: int = 1
+    gpus: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -120,56 +127,89 @@ class Cluster:
         """
         if missing_programs():
             raise ClusterError(f"not installed: {', '.join(missing_programs())}; run python {__file__} install")
-        for name in ("state", "spool"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "state").mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o755)  # munged refuses a folder that others may write to
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        controller_port, node_port = _free_ports(2)
+        self._write_configuration()
+        own = {name: self.folder / f"munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")}
+        self.run(["munged", "--force", f"--key-file={key}", *(f"--{name}={path}" for name, path in own.items())])
+        self.run(["slurmctld", "-c"])
+        for name in self.addresses:
+            self.start_node(name)
+
+    def _write_configuration(self) -> None:
+        controller_port, *node_ports = _free_ports(1 + self.size)
+        gres = f"Gres=gpu:{self.gpus} State=UNKNOWN" if self.gpus else "State=UNKNOWN"
+        nodes = [
+            f"NodeName={name} NodeAddr={address} Port={port} CPUs={CPUS} RealMemory={MEMORY_MB} {gres}"
+            for (name, address), port in zip(self.addresses.items(), node_ports, strict=True)
+        ]
         text = _CONFIGURATION.format(
             folder=self.folder,
             host=_host(),
             controller_port=controller_port,
-            node_port=node_port,
             first_job=self.first_job,
-            cpus=CPUS,
-            memory=MEMORY_MB,
+            nodes="\n".join(nodes),
             kill_wait=KILL_WAIT,
             node_timeout=NODE_TIMEOUT,
         )
         (self.folder / "slurm.conf").write_text(text, encoding="utf-8")
-        own = {name: self.folder / f"munge.{name}" for name in ("socket", "pid-file", "log-file", "seed-file")}
-        self.run(["munged", "--force", f"--key-file={key}", *(f"--{name}={path}" for name, path in own.items())])
-        self.run(["slurmctld", "-c"])
-        self.start_node()
+        hosts = [f"127.0.0.1 localhost {_host()}", *(f"{address} {name}" for name, address in self.addresses.items())]
+        (self.folder / "hosts").write_text("\n".join(hosts) + "\n", encoding="utf-8")
+        devices = [self.folder / f"gpu{number}" for number in range(self.gpus)]
+        for device in devices:  # SLURM wants devices; these are others of /dev/null
+            os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        (self.folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in devices))
 
-    def start_node(self) -> None:
-        """Start slurmd, as when a node boots, and wait until it takes jobs."""
-        self.run(["slurmd", "-N", _host()])
-        self.wait_for(lambda: self.node_state() in ("idle", "mixed", "allocated"), "the node to take jobs")
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Addresses of the nodes, by name."""
+        if self.size == 1:
+            return {_host(): "127.0.0.1"}
+        return {f"node{number}": f"127.0.0.{10 + number}" for number in range(1, self.size + 1)}
 
-    def node_state(self) -> str:
-        """The node's state; empty while it does not answer."""
-        found = self.run(["sinfo", "--noheader", "--partition=cpu", "--format=%T"], check=False).stdout.strip()
+    def start_node(self, name: str | None = None) -> None:
+        """Start a node's slurmd, as when it boots, and wait until it takes jobs; by default the first node's."""
+        name = name or next(iter(self.addresses))
+        boot = ["slurmd", "-N", name]
+        if self.size > 1:
+            own = f"hostname {name} && mount --bind {self.folder}/hosts /etc/hosts && exec slurmd -N {name}"
+            boot = ["unshare", "--uts", "--mount", "--propagation=slave", "sh", "-c", own]
+        self.run(boot)
+        self.wait_for(lambda: self.node_state(name) in ("idle", "mixed", "allocated"), f"{name} to take jobs")
+
+    def node_state(self, name: str | None = None) -> str:
+        """A node's state, by default the first one's; empty while it does not answer."""
+        name = name or next(iter(self.addresses))
+        words = ["sinfo", "--noheader", "--partition=cpu", f"--nodes={name}", "--format=%T"]
+        found = self.run(words, check=False).stdout.strip()
         return "" if found.endswith("*") else found
 
-    def kill_node(self) -> None:
-        """A node's sudden end: slurmd, its step managers and all that they run get SIGKILL."""
-        victims = [int((self.folder / "slurmd.pid").read_text()), *self.step_managers()]
+    def kill_node(self, name: str | None = None) -> None:
+        """A node's sudden end, by default the first one's: slurmd and all that it has started get SIGKILL."""
+        name = name or next(iter(self.addresses))
+        victims = [int((self.folder / f"{name}.pid").read_text()), *self.step_managers(name)]
         for victim in victims:
             victims += [child for child in _children(victim) if child not in victims]
         for victim in victims:
             _kill(victim, signal.SIGKILL)
 
-    def step_managers(self) -> list[int]:
-        """Processes of slurmstepd that belong to this cluster."""
+    def step_managers(self, name: str | None = None) -> list[int]:
+        """Processes of slurmstepd that belong to this cluster, or to one of its nodes."""
         marker = f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
         return [
             process
             for process in _processes()
-            if _read(process, "comm").startswith(b"slurmstepd") and marker in _read(process, "environ").split(b"\0")
+            if _read(process, "comm").startswith(b"slurmstepd")
+            and marker in _read(process, "environ").split(b"\0")
+            and (name is None or self.size == 1 or _host_name_space(process) == self._host_name_space(name))
         ]
+
+    def _host_name_space(self, name: str) -> str:
+        """Of a node's slurmd."""
+        return _host_name_space(int((self.folder / f"{name}.pid").read_text()))
 
     def run(self, words: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run one of SLURM's commands.
@@ -211,9 +251,10 @@ class Cluster:
         if (self.folder / "slurmctld.pid").exists():
             self.run(["scancel", "--user=root", "--signal=KILL", "--full"], check=False)
             self.run(["scancel", "--user=root"], check=False)
-        for name in ("slurmd.pid", "slurmctld.pid", "munge.pid-file"):
-            if (self.folder / name).exists():
-                _end(int((self.folder / name).read_text()))
+        nodes = set(self.folder.glob("*.pid")) - {self.folder / "slurmctld.pid"}
+        for file in (*nodes, self.folder / "slurmctld.pid", self.folder / "munge.pid-file"):
+            if file.exists():
+                _end(int(file.read_text()))
         for manager in self.step_managers():
             for process in (*_children(manager), manager):
                 _kill(process, signal.SIGKILL)
@@ -260,6 +301,14 @@ def _read(process: int, name: str) -> bytes:
         return b""
 
 
+def _host_name_space(process: int) -> str:
+    """The kernel's name space of host names that a process is in; empty once it has ended."""
+    try:
+        return str((Path("/proc") / str(process) / "ns/uts").readlink())
+    except OSError:
+        return ""
+
+
 def _children(parent: int) -> list[int]:
     marker = f"PPid:\t{parent}\n".encode()
     return [process for process in _processes() if marker in _read(process, "status")]
@@ -286,13 +335,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("action", choices=("install", "start", "stop"))
     parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--nodes", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.action == "install":
         install()
         return 0
     if arguments.folder is None:
         parser.error(f"{arguments.action} needs a FOLDER")
-    cluster = Cluster(arguments.folder.resolve())
+    cluster = Cluster(arguments.folder.resolve(), size=arguments.nodes)
     if arguments.action == "stop":
         cluster.stop()
         return 0

@@ -1,4 +1,4 @@
-"""A cluster for the tests of this folder; without SLURM they fail in CI, and are skipped elsewhere."""
+"""Clusters for the tests of this folder; without SLURM they fail in CI, and are skipped elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plu
 from cluster import Cluster, missing_programs  # noqa: E402
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A SLURM of one node, this machine; one for each process that runs tests."""
+@contextmanager
+def running_cluster(first_job: int, *, size: int = 1, gpus: int = 0) -> Iterator[Cluster]:
+    """A cluster within this block; one for each process that runs tests, with job numbers of its own."""
     missing = missing_programs()
     is_root = os.geteuid() == 0
     if missing or not is_root:
@@ -28,11 +29,25 @@ def cluster() -> Iterator[Cluster]:
             pytest.fail(f"SLURM cannot be started: {reason}")
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for a socket's name
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    running = Cluster(folder, first_job=1 + 1000 * int(worker))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    running = Cluster(folder, first_job=first_job + 1000 * worker, size=size, gpus=gpus)
     try:
         running.start()
         yield running
     finally:
         running.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A SLURM of one node, this machine."""
+    with running_cluster(1) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[Cluster]:
+    """A SLURM of two nodes with names and addresses of their own, and two GPUs each, which do not exist."""
+    with running_cluster(501, size=2, gpus=2) as found:
+        yield found

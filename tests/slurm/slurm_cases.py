@@ -232,6 +232,40 @@ class Runs:
         return self.status(name).get("state") == "finished"
 
 
+def rank_process(cluster: Cluster, job: str, rank: int) -> int:
+    """The process of a job that has a rank, without its children."""
+    own = [f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}", f"SLURM_CONF={cluster.environment['SLURM_CONF']}"]
+    wanted = {b"SUBMITIT_EXECUTOR=slurm", *(entry.encode() for entry in own)}
+    found = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and wanted <= set(_environment(entry)) and b"submitit" in _read(entry / "cmdline")
+    ]
+    assert found, f"job {job} has no process {rank}"
+    return min(found)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _environment(entry: Path) -> list[bytes]:
+    return _read(entry / "environ").split(b"\0")
+
+
+def resubmit_failed(runs: Runs, name: str, *words: str) -> None:
+    """See a run called failed, queue it again, and see it end."""
+    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
+    assert re.search(rf"{name}\s+failed", said), said
+    said = command(["escaip", "resubmit", ".", f"--only={name}", *words], runs.folder, runs.cluster).stdout
+    again = re.search(r"submitted as (\d+)", said)
+    assert again, said
+    runs.wait_for_state(again[1], "COMPLETED")
+
+
 def with_references(folder: Path, cluster: Cluster) -> Runs:
     """A folder with two undisturbed trainings: ``one`` on one process, ``two`` on two."""
     found = Runs(folder, cluster)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed
@@ -20,7 +21,7 @@ _OF_CONNECTIONS = re.compile(
 )
 
 
-def end_in_words(error: Exception, seconds: float = SECONDS) -> str:
+def end_in_words(error: Exception, hosts: Sequence[str] = (), seconds: float = SECONDS) -> str:
     """Say what went wrong; of operations that several processes do together, whose end it was.
 
     Where one process ends, the operations of the others fail with messages about connections, none of which says whose
@@ -29,6 +30,7 @@ def end_in_words(error: Exception, seconds: float = SECONDS) -> str:
 
     Args:
         error: Why this process ends.
+        hosts: Where each process runs, to be named where that is in several places; nothing if it is not known.
         seconds: How long to wait for the others.
     """
     own = str(error) if isinstance(error, EScAIPError) else f"{type(error).__name__}: {error}"
@@ -39,15 +41,22 @@ def end_in_words(error: Exception, seconds: float = SECONDS) -> str:
         return own
     words, absent = call_the_roll(seconds)
     if words:
-        own = "; ".join(f"process {rank}: {text}" for rank, text in words.items())
+        own = "; ".join(f"process {rank}{_where([rank], hosts)}: {text}" for rank, text in words.items())
     elif absent:
         numbers = " and ".join(map(str, absent))
         own = (
-            f"process {numbers} of {distutils.get_world_size()} has gone without a word (killed, out of memory, or its "
-            f"node failed), whereupon here: {own}"
+            f"process {numbers} of {distutils.get_world_size()}{_where(absent, hosts)} has gone without a word "
+            f"(killed, out of memory, or its node failed), whereupon here: {own}"
         )
     logging.error(own)
     return own
+
+
+def _where(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Where processes run, if that needs to be said."""
+    if len(set(hosts)) < 2:
+        return ""
+    return f" (on {' and '.join(dict.fromkeys(hosts[rank] for rank in ranks))})"
 
 
 def is_about_connections(error: Exception) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from escaip_fairchem.errors import EScAIPError
 from escaip_fairchem.plugin.launch.cluster_job import is_cluster_job, join_job
 from escaip_fairchem.plugin.launch.hold_signals import let_signals_in
 from escaip_fairchem.plugin.launch.roll_call import end_in_words
-from escaip_fairchem.plugin.trainer.distributed import from_master
+from escaip_fairchem.plugin.trainer.distributed import from_master, gather_everywhere
 from escaip_fairchem.plugin.trainer.retention import continuable
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
 from escaip_fairchem.runs.records import FAILED, STOPPED
@@ -52,6 +53,8 @@ class Runner(_cli.Runner):
     """Whether the checkpoint is that of this moment."""
     _is_over = False
     """Whether the run has ended or failed, so that there is nothing left to stop."""
+    _hosts: Sequence[str] = ()
+    """Where each process runs, once they have found each other."""
     _process: int | None = None
     """Whose handlers these are: processes that this one forks inherit them."""
 
@@ -93,7 +96,7 @@ class Runner(_cli.Runner):
                 raise
             except Exception as error:
                 self._is_over = True
-                self._tell(FAILED, end_in_words(error))
+                self._tell(FAILED, end_in_words(error, self._hosts))
                 raise
             finally:
                 let_collectives_settle()  # what else holds a group is the trainer, which goes next
@@ -101,6 +104,7 @@ class Runner(_cli.Runner):
     def _run(self, config: dict[str, Any]) -> None:
         with new_trainer_context(config=config) as context:
             self.task, self.trainer = context.task, context.trainer
+            self._hosts = gather_everywhere(socket.gethostname())
             # The first process decides: files may be there for one process, and not yet for another.
             self.task.config["checkpoint"] = from_master(go_on(self.task.config)["checkpoint"])
             self.task.setup(self.trainer)  # loads the checkpoint that the run goes on from

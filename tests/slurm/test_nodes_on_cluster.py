@@ -1,0 +1,92 @@
+"""Trainings on two nodes, which have names and addresses of their own: on a real SLURM."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from cluster import Cluster
+from slurm_cases import LAST, Runs, configuration, rank_process, resubmit_failed
+
+pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
+
+
+@pytest.fixture(scope="module")
+def runs(two_nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """A folder with two undisturbed trainings on this machine: on two processes, and on four."""
+    found = Runs(tmp_path_factory.mktemp("runs"), two_nodes)
+    found.train_here("two", "--num-gpus=2")
+    found.train_here("four", "--num-gpus=4")
+    assert max(found.losses("two")) == LAST // 2
+    return found
+
+
+def places(runs: Runs, job: str) -> dict[int, str]:
+    """Nodes of a job's processes, by their rank."""
+    text = "".join(file.read_text() for file in (runs.folder / "logs" / job).glob("*_log.out"))
+    return {int(rank): node for node, rank in re.findall(r"hostname=(\w+), .*global_rank=(\d+)\(", text)}
+
+
+def test_one_process_on_each_of_two_nodes(runs: Runs) -> None:
+    job = runs.submit("apart", "--num-gpus=1", "--num-nodes=2", config=configuration(model__seconds=0.0))
+    runs.wait_for_state(job, "COMPLETED")
+    assert places(runs, job) == {0: "node1", 1: "node2"}
+    runs.assert_undisturbed("apart", "two")
+
+
+def test_two_processes_on_each_of_two_nodes_stop_after_the_same_step(runs: Runs) -> None:
+    job = runs.submit("stopped", "--num-gpus=2", "--num-nodes=2")
+    runs.wait_for_step("stopped", 3)
+    runs.cluster.run(["scancel", "--signal=USR2", job])
+    runs.wait_for_state(job, "PENDING")
+    assert 3 <= runs.status("stopped")["saved_step"] < max(runs.losses("four"))
+    runs.release(job)
+    runs.wait_for_state(job, "COMPLETED")
+    assert places(runs, job) == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
+    runs.assert_undisturbed("stopped", "four")
+    assert runs.repeated_steps("stopped") == []
+    assert runs.status("stopped")["processes"] == 4
+
+
+def test_a_requeued_job_goes_on_on_two_nodes(runs: Runs) -> None:
+    """SLURM sends SIGTERM to the processes of both."""
+    job = runs.submit("requeued", "--num-gpus=1", "--num-nodes=2")
+    runs.wait_for_step("requeued", 3)
+    runs.cluster.run(["scontrol", "requeue", job])
+    runs.release(job)
+    runs.wait_for_state(job, "COMPLETED")
+    runs.assert_undisturbed("requeued", "two")
+    assert runs.repeated_steps("requeued") == []
+
+
+@pytest.mark.parametrize("failing", ["node1", "node2"])
+def test_one_of_two_nodes_fails(runs: Runs, failing: str) -> None:
+    """SLURM queues the job again, wherever the node was that went; no process of the other stays behind."""
+    name = f"without_{failing}"
+    job = runs.submit(name, "--num-gpus=1", "--num-nodes=2")
+    runs.wait_for_step(name, 6)
+    survivor = rank_process(runs.cluster, job, 1 if failing == "node1" else 0)
+    runs.cluster.kill_node(failing)
+    saved = runs.status(name)["saved_step"]
+    runs.cluster.wait_for(lambda: runs.cluster.node_state(failing) not in ("mixed", "allocated"), "a missed node", 90)
+    runs.cluster.wait_for(lambda: not Path(f"/proc/{survivor}").exists(), "the other process to end", 90)
+    runs.cluster.start_node(failing)
+    runs.release(job)
+    runs.wait_for_state(job, "COMPLETED")
+    runs.assert_undisturbed(name, "two")
+    assert saved >= 4
+    assert set(runs.repeated_steps(name)) <= set(range(saved + 1, saved + 5))
+
+
+def test_a_process_of_the_second_node_is_killed(runs: Runs) -> None:
+    """The message says where it was, so that `--slurm-exclude` can leave that node out."""
+    job = runs.submit("widowed", "--num-gpus=1", "--num-nodes=2")
+    runs.wait_for_step("widowed", 5)
+    os.kill(rank_process(runs.cluster, job, 1), signal.SIGKILL)
+    assert runs.wait_for_state(job, "FAILED", "CANCELLED", "COMPLETED", seconds=60) == "FAILED"
+    assert "process 1 of 2 (on node2) has gone without a word" in runs.status("widowed")["why"]
+    resubmit_failed(runs, "widowed")
+    runs.assert_undisturbed("widowed", "two")
