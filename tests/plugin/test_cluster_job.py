@@ -78,6 +78,34 @@ def test_a_process_that_sees_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch)
         assert environment["LOCAL_RANK"] == expected
 
 
+@pytest.mark.parametrize(
+    ("visible", "wanted"),
+    [
+        (0, r"process 3 sees no GPU \(torch .*, CUDA_VISIBLE_DEVICES='0,1'\); .*--slurm-exclude, or add --cpu"),
+        (2, r"process 3 is number 2 there, counted from 0, but sees 2 GPUs .*--num-gpus"),
+    ],
+)
+def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, visible: int, wanted: str):
+    """torch speaks of a ProcessGroupNCCL, or of an invalid ordinal."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    environment = slurm(SLURM_LOCALID="2", CUDA_VISIBLE_DEVICES="0,1")
+    with pytest.raises(ConfigError, match=wanted):
+        join_job({**CONFIG, "cpu": False}, environment, ["n1"])
+    join_job(CONFIG, environment, ["n1"])
+
+
+def test_gpus_of_other_jobs_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """What a job of two GPUs sees with `--gpu-bind=none` on a node of eight."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    environment = slurm(SLURM_GPUS_ON_NODE="2")
+    with pytest.raises(ConfigError, match=r"sees 8 GPUs, but 2 of them are this job's.*leave out `gpu_bind: none`"):
+        join_job({**CONFIG, "cpu": False}, environment, ["n1"])
+    for changes in ({"SLURM_GPUS_ON_NODE": "8"}, {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, {}):
+        environment = slurm(**changes)
+        join_job({**CONFIG, "cpu": False}, environment, ["n1"])
+        assert environment["LOCAL_RANK"] == "1"
+
+
 def test_processors_are_shared_out():
     join_job(CONFIG, slurm(SLURM_CPUS_PER_TASK="2"), ["n1"])
     assert torch.get_num_threads() == 2

@@ -33,14 +33,14 @@ def write(folder: Path, state: str | None = None, *, job: str | None = None, **v
         submit(folder, job)
 
 
-def submit(folder: Path, job: str, when: str = EARLY) -> None:
+def submit(folder: Path, job: str, when: str = EARLY, log: Path | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     submission = Submission(
         run=folder.name,
         job=job,
         submitted=when,
         logdir="/l",
-        log=f"/l/{job}.out",
+        log=str(log or f"/l/{job}.out"),
         config={},
         parameters={},
         config_yml="c",
@@ -120,6 +120,16 @@ def test_slurm_knows_of_ends_that_a_process_could_not_write(tmp_path, slurm, rea
     write(tmp_path, written, job="17", total_steps=100, seconds_per_step=2.0)
     run = look(tmp_path, says(slurm, reason))
     assert (run.state, run.why, run.seconds_left) == ("failed", words, None)
+
+
+@pytest.mark.parametrize("job", [says("FAILED", "NonZeroExitCode"), None])
+def test_a_job_that_failed_before_it_could_write_has_its_words_in_its_log(tmp_path, job):
+    """Whether SLURM still knows of it or not."""
+    folder = tmp_path / "a"
+    submit(folder, "17", log=tmp_path / "17_0_log.out")
+    (tmp_path / "17_0_log.err").write_text("escaip_fairchem.errors.ConfigError: n1: process 0 sees no GPU\n")
+    run = look(folder, *[one for one in (job,) if one])
+    assert (run.state, run.why) == ("failed", "n1: process 0 sees no GPU")
 
 
 def test_a_word_of_slurms_that_is_not_known_is_passed_on(tmp_path):

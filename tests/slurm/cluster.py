@@ -72,6 +72,7 @@ FirstJobId={first_job}
 {nodes}
 PartitionName=cpu Nodes=ALL Default=YES PriorityTier=1 GraceTime={kill_wait} State=UP
 PartitionName=urgent Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP
+PartitionName=gpu Nodes=ALL PriorityTier=1 GraceTime={kill_wait} State=UP
 """
 
 
@@ -141,7 +142,7 @@ class Cluster:
 
     def _write_configuration(self) -> None:
         controller_port, *node_ports = _free_ports(1 + self.size)
-        gres = f"Gres=gpu:{self.gpus} State=UNKNOWN" if self.gpus else "State=UNKNOWN"
+        gres = f"Gres=gpu:{self.gpus} Feature=a100 State=UNKNOWN" if self.gpus else "State=UNKNOWN"
         nodes = [
             f"NodeName={name} NodeAddr={address} Port={port} CPUs={CPUS} RealMemory={MEMORY_MB} {gres}"
             for (name, address), port in zip(self.addresses.items(), node_ports, strict=True)

@@ -6,12 +6,15 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from cluster import Cluster
-from slurm_cases import LAST, Runs, configuration, rank_process, resubmit_failed
+from slurm_cases import LAST, Runs, command, configuration, rank_process, resubmit_failed
 
 pytestmark = [pytest.mark.slow, pytest.mark.end_to_end]
+SITE = Path(__file__).parents[2] / "configs/slurm/gpus.site.yml"
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,29 @@ def test_a_process_of_the_second_node_is_killed(runs: Runs) -> None:
     assert "process 1 of 2 (on node2) has gone without a word" in runs.status("widowed")["why"]
     resubmit_failed(runs, "widowed")
     runs.assert_undisturbed("widowed", "two")
+
+
+@pytest.mark.parametrize(("binding", "seen"), [(None, ["0,1", "0,1"]), ("single:1", ["0", "1"])])
+def test_gpus_are_asked_for_and_handed_out(runs: Runs, binding: str | None, seen: list[str]) -> None:
+    """By the example for GPUs, of a cluster whose GPUs are none, which every process says of its own."""
+    changes: dict[str, Any] = {"mem_per_gpu": "1G", "cpus_per_task": 1, "setup": ["export NCCL_DEBUG=WARN"]}
+    if binding:
+        changes["gpu_bind"] = binding
+    name = f"bound_{'each' if binding else 'together'}"
+    (runs.folder / f"{name}.yml").write_text(yaml.safe_dump(configuration(slurm=changes)))
+    words = ["fairchem", "main", f"--config-yml={name}.yml", f"--slurm-yml={SITE}", f"--timestamp-id={name}"]
+    said = command([*words, "--submit", "--num-gpus=2", "--num-nodes=2"], runs.folder, runs.cluster).stdout
+    job = re.search(r"submitted as (\d+);", said)
+    assert job, said
+    asked = runs.cluster.run(["scontrol", "show", "job", job[1]]).stdout
+    for wanted in ("Partition=gpu", "NumNodes=2", "NumTasks=4", "gpu:2", "Features=a100", "TimeLimit=2-00:00:00"):
+        assert wanted in asked, asked
+    assert runs.wait_for_state(job[1], "FAILED", "COMPLETED") == "FAILED"
+    errors = [file.read_text() for file in sorted((runs.folder / "logs" / job[1]).glob("*_log.err"))]
+    pattern = r"(node\d): process (\d) sees no GPU .*CUDA_VISIBLE_DEVICES='(.*)'\)"
+    found = {match.groups() for text in errors for match in re.finditer(pattern, text)}
+    assert found, runs.printed(job[1])  # srun ends the others with the first
+    nodes = ["node1", "node1", "node2", "node2"]
+    assert found <= {(nodes[rank], str(rank), seen[rank % 2]) for rank in range(4)}
+    said = command(["escaip", "runs", "."], runs.folder, runs.cluster).stdout
+    assert re.search(rf"{name}\s+failed .*node\d: process \d sees no GPU", said), said

@@ -67,7 +67,9 @@ def test_what_slurm_refuses_is_one_message(runs: Runs) -> None:
     (runs.folder / "refused.yml").write_text(yaml.safe_dump(QUICK))
     words = ["fairchem", "main", "--config-yml=refused.yml", "--submit", "--timestamp-id=refused"]
     said = command([*words, "--cpu", "--slurm-partition=nosuch"], runs.folder, runs.cluster, status=2).stderr
-    assert re.search(r"error: SLURM refuses the job: .*nvalid partition", said), said
+    assert re.search(r"error: SLURM refuses the job: invalid partition specified: nosuch; .*nvalid partition", said), (
+        said
+    )
     assert "Traceback" not in said
     said = command(words, runs.folder, runs.cluster, status=2).stderr  # without --cpu it asks for a GPU
     assert re.search(r"error: SLURM refuses the job: .*(GRES|gres|node configuration)", said), said

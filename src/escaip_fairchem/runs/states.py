@@ -13,6 +13,7 @@ from pathlib import Path
 
 from escaip_fairchem.errors import RunFolderError
 from escaip_fairchem.runs import records, slurm
+from escaip_fairchem.runs.logs import last_error
 from escaip_fairchem.runs.records import Status, Submission
 from escaip_fairchem.runs.slurm import Job
 
@@ -183,7 +184,6 @@ def _read(folder: Path) -> _Run:
 def _state(run: _Run, jobs: Jobs | None) -> RunState:
     status, name = run.newest(jobs)
     state, why = _judge(run, jobs)
-    logs = [record.log for record in (status, run.submission, run.status) if record is not None and record.log]
     return RunState(
         run=run.folder.name,
         folder=run.folder,
@@ -193,8 +193,14 @@ def _state(run: _Run, jobs: Jobs | None) -> RunState:
         status=run.status,
         submission=run.submission,
         seconds_left=None if state in (FINISHED, FAILED) else _seconds_left(run.status),
-        log=Path(logs[0]) if logs else None,
+        log=_log(run, status),
     )
+
+
+def _log(run: _Run, status: Status | None) -> Path | None:
+    """The log of the newest job, which wrote a status or did not; without one, of any."""
+    logs = [record.log for record in (status, run.submission, run.status) if record is not None and record.log]
+    return Path(logs[0]) if logs else None
 
 
 def _judge(run: _Run, jobs: Jobs | None) -> tuple[str, str]:
@@ -207,10 +213,10 @@ def _judge(run: _Run, jobs: Jobs | None) -> tuple[str, str]:
         return FINISHED, status.why
     job = None if name is None else (jobs or {}).get(name)
     if job is None:
-        return _by_folder(run.folder, status, name, is_reachable=jobs is not None)
+        return _by_folder(run.folder, status, name, _log(run, status), is_reachable=jobs is not None)
     if job.waits:
         return _waiting(job, status, run.status)
-    return _ended(job, status) if job.has_ended else _active(job, status)
+    return _ended(job, status, _log(run, status)) if job.has_ended else _active(job, status)
 
 
 def _waiting(job: Job, status: Status | None, earlier: Status | None) -> tuple[str, str]:
@@ -243,7 +249,7 @@ def _active(job: Job, status: Status | None) -> tuple[str, str]:
     return RUNNING, says
 
 
-def _ended(job: Job, status: Status | None) -> tuple[str, str]:
+def _ended(job: Job, status: Status | None, log: Path | None) -> tuple[str, str]:
     """Of a job that is over."""
     own = "" if status is None else status.why
     if job.state == "COMPLETED":
@@ -253,15 +259,15 @@ def _ended(job: Job, status: Status | None) -> tuple[str, str]:
             return FAILED, _join(f"its process ended, and has written nothing since {status.updated}; see its log", own)
         return status.state, own
     if job.state == "FAILED":
-        words = own or _failure(job.reason)
+        words = own or _failure(job.reason, log)
     else:
         words = _join(_ENDS.get(job.state, f"SLURM says {job.state}"), own)
     return (STOPPED if status is not None and status.state == records.STOPPED else FAILED), words
 
 
-def _failure(reason: str) -> str:
+def _failure(reason: str, log: Path | None) -> str:
     if reason in ("", "NonZeroExitCode"):
-        return "its process ended with an error; see its log"
+        return (log and last_error(log)) or "its process ended with an error; see its log"
     if reason == "JobLaunchFailure":  # what some ways of counting memory call it
         return (
             "JobLaunchFailure: out of memory (ask for more with --slurm-mem), or it could not be started; see its log"
@@ -269,7 +275,9 @@ def _failure(reason: str) -> str:
     return f"{reason}; see its log"
 
 
-def _by_folder(folder: Path, status: Status | None, name: str | None, *, is_reachable: bool) -> tuple[str, str]:
+def _by_folder(
+    folder: Path, status: Status | None, name: str | None, log: Path | None, *, is_reachable: bool
+) -> tuple[str, str]:
     """Of a run that SLURM says nothing about."""
     if status is not None and status.state not in _LIVE:
         return status.state, status.why
@@ -278,7 +286,7 @@ def _by_folder(folder: Path, status: Status | None, name: str | None, *, is_reac
         return RUNNING, ""
     if status is None:
         gone = f"SLURM no longer knows job {name}, which wrote nothing: cancelled before it started, or see its log"
-        return (FAILED, gone) if is_reachable else (QUEUED, "SLURM cannot be asked")
+        return (FAILED, (log and last_error(log)) or gone) if is_reachable else (QUEUED, "SLURM cannot be asked")
     process = f"process {status.pid} on {status.host}"
     if is_held is None:
         alive = _is_alive(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -33,7 +34,8 @@ def join_job(config: Mapping[str, Any], environment: MutableMapping[str, str], h
         The configuration with which fairchem finds the others.
 
     Raises:
-        ConfigError: SLURM has started another number of processes than the configuration says.
+        ConfigError: SLURM has started another number of processes than the configuration says, or this one has no GPU
+            of its own and is not meant for processors.
     """
     processes, wanted = int(environment.get("SLURM_NTASKS") or 1), int(config["world_size"])
     if processes != wanted:
@@ -57,6 +59,28 @@ def join_job(config: Mapping[str, Any], environment: MutableMapping[str, str], h
 
 def _local_rank(config: Mapping[str, Any], environment: Mapping[str, str]) -> int:
     """Number of this process's GPU among those that it sees, which may be its own alone."""
-    if not config["cpu"] and torch.cuda.device_count() == 1:
+    number = int(environment.get("SLURM_LOCALID") or 0)
+    if config["cpu"]:
+        return number
+    visible = torch.cuda.device_count()
+    process = f"{socket.gethostname()}: process {environment.get('SLURM_PROCID') or 0}"
+    handed_out = f"torch {torch.__version__}, CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES')!r}"
+    if visible == 0:
+        raise ConfigError(
+            f"{process} sees no GPU ({handed_out}); see what `nvidia-smi` says there, leave the node out with "
+            "--slurm-exclude, or add --cpu to train on processors"
+        )
+    of_the_job = environment.get("SLURM_GPUS_ON_NODE", "")
+    if "CUDA_VISIBLE_DEVICES" not in environment and of_the_job.isdigit() and visible > int(of_the_job):
+        raise ConfigError(
+            f"{process} sees {visible} GPUs, but {of_the_job} of them are this job's, and nothing says which; leave "
+            "out `gpu_bind: none`, with which processes would take the GPUs of other jobs"
+        )
+    if visible == 1:
         return 0
-    return int(environment.get("SLURM_LOCALID") or 0)
+    if number >= visible:
+        raise ConfigError(
+            f"{process} is number {number} there, counted from 0, but sees {visible} GPUs ({handed_out}); every "
+            "process needs one of its own: give --num-gpus the number of GPUs of a node"
+        )
+    return number

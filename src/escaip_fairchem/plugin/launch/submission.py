@@ -109,7 +109,7 @@ def submit(runs: Sequence[Planned], wanted: Request, logdir: Path) -> list[str]:
     try:
         jobs = executor.map_array(Runner(), configs)
     except FailedJobError as error:
-        raise ConfigError(f"SLURM refuses the job: {_last_line(error)}") from error
+        raise ConfigError(f"SLURM refuses the job: {_reasons(error)}") from error
     for run, job in zip(runs, jobs, strict=True):
         _record(run, job, logdir, wanted)
     names = [str(job.job_id) for job in jobs]
@@ -146,7 +146,8 @@ def _record(run: Planned, job: Any, logdir: Path, wanted: Request) -> None:
     write_submission(folder, submission)
 
 
-def _last_line(error: Exception) -> str:
-    """What sbatch has to say."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reasons(error: Exception) -> str:
+    """What sbatch has to say: all of its lines about errors, the first of which names the value that is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    errors = [line.removeprefix("sbatch: error: ") for line in lines if line.startswith("sbatch: error: ")]
+    return "; ".join(dict.fromkeys(errors)) or (lines[-1] if lines else type(error).__name__)
