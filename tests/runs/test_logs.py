@@ -46,6 +46,17 @@ def test_the_last_error_of_the_first_process_that_has_one(tmp_path: Path):
     assert last_error(write(tmp_path, *ranks, job="18")) == "OSError: 2"
 
 
+def test_processes_that_had_no_time_to_say_anything(tmp_path: Path):
+    srun = """srun: error: node1: tasks 0-1: Terminated
+srun: error: node2: task 2: Exited with exit code 1
+srun: error: node2: task 3: Killed
+srun: error: node2: task 4: Out Of Memory
+"""
+    assert last_error(write(tmp_path, srun, "")) == "task 3 on node2: Killed"
+    assert last_error(write(tmp_path, srun, "KeyError: 'x'\n")) == "KeyError: 'x'"
+    assert last_error(write(tmp_path, srun.partition("srun: error: node2: task 3")[0], "")) == ""
+
+
 def test_long_logs_and_long_words(tmp_path: Path):
     """Only the end is read, which may begin within a letter."""
     long = "ä" * 100_000 + "\nValueError: " + "x" * 1000 + "\n"

@@ -234,15 +234,23 @@ class Runs:
 
 def rank_process(cluster: Cluster, job: str, rank: int) -> int:
     """The process of a job that has a rank, without its children."""
-    own = [f"SLURM_JOB_ID={job}", f"SLURM_PROCID={rank}", f"SLURM_CONF={cluster.environment['SLURM_CONF']}"]
+    array, _, index = job.partition("_")
+    own = [f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={index}"] if index else [f"SLURM_JOB_ID={job}"]
+    own += [f"SLURM_PROCID={rank}", f"SLURM_CONF={cluster.environment['SLURM_CONF']}"]
     wanted = {b"SUBMITIT_EXECUTOR=slurm", *(entry.encode() for entry in own)}
     found = [
         int(entry.name)
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and wanted <= set(_environment(entry)) and b"submitit" in _read(entry / "cmdline")
+        if entry.name.isdigit() and wanted <= set(_environment(entry)) and _is_python(entry)
     ]
     assert found, f"job {job} has no process {rank}"
     return min(found)
+
+
+def _is_python(entry: Path) -> bool:
+    """Whether a process runs submitit's part of a job, and is not srun, whose command line names that as well."""
+    words = _read(entry / "cmdline").split(b"\0")
+    return words[0].endswith(b"python") and b"submitit.core._submit" in words
 
 
 def _read(path: Path) -> bytes:

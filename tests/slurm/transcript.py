@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plugin")]
 
 from cluster import Cluster  # noqa: E402
-from slurm_cases import environment  # noqa: E402
+from slurm_cases import environment, rank_process  # noqa: E402
 
 HEAD = """# A sweep of six runs, as it went
 
@@ -100,22 +100,6 @@ class Transcript:
         return self.cluster.run(words, check=False).stdout.strip()
 
 
-def process_of(cluster: Cluster, job: str) -> int:
-    """The first process of an array's job."""
-    array, _, task = job.partition("_")
-    wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={task}".encode(), b"SLURM_PROCID=0"}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                own = set((entry / "environ").read_bytes().split(b"\0"))
-                is_python = b"submitit" in (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if wanted <= own and is_python and b"SUBMITIT_EXECUTOR=slurm" in own:
-                return int(entry.name)
-    raise SystemExit(f"job {job} has no process")
-
-
 def write(path: Path, cluster: Cluster, folder: Path) -> None:
     """Run everything."""
     it = Transcript(folder, cluster)
@@ -143,7 +127,7 @@ def write(path: Path, cluster: Cluster, folder: Path) -> None:
     it.say("SLURM has them wait for two minutes. Meanwhile others start, one of which is killed:")
     third = "demo-lr_initial=0.003-hidden_size=32"
     it.wait_for_step(third, 25)
-    victim = process_of(cluster, it.job(third))
+    victim = rank_process(cluster, it.job(third), 0)
     os.kill(victim, signal.SIGKILL)
     it.text.append("\n```console\n$ kill -9 PID\n```\n")
     cluster.wait_for(lambda: it.squeue(it.job(third)) == "FAILED", "the third run to fail", 60)

@@ -13,6 +13,10 @@ _ERROR = re.compile(
     r"^(?:fairchem[^:]*: error|(?:\w+\.)*(?P<kind>\w*(?:Error|Exception|Exit|Interrupt))): (?P<words>.*\S)",
     re.MULTILINE,
 )
+_SIGNAL = re.compile(
+    r"^srun: error: (?P<node>\S+): (?P<tasks>tasks? \S+): (?P<words>(?!Exited|Terminated).*\S)", re.MULTILINE
+)
+"""srun's word of tasks that a signal ended; those that it terminates itself are not the reason."""
 _OWN = "escaip_fairchem."
 
 
@@ -24,8 +28,8 @@ def last_error(log: Path) -> str:
             every process in a file of its own; the first process that has one counts.
 
     Returns:
-        As Python prints it, without the modules; for errors meant for the user their message alone. Empty where there
-        is none, or nothing can be read.
+        As Python prints it, without the modules; for errors meant for the user their message alone. Where Python has
+        printed none, which of them was killed, as srun says. Empty where nothing is said, or nothing can be read.
     """
     job, mark, _ = log.name.rpartition("_0_log.")
     if not mark:
@@ -34,7 +38,9 @@ def last_error(log: Path) -> str:
         files = sorted(log.parent.glob(f"{job}_*_log.err"), key=_rank)
     except OSError:
         return ""
-    return next((words for file in files if (words := _last_error(file))), "")
+    texts = [_end(file) for file in files]
+    errors = (words for text in texts if (words := _last_error(text)))
+    return next(errors, "") or next((words for text in texts if (words := _first_signal(text))), "")
 
 
 def _rank(file: Path) -> int:
@@ -42,13 +48,21 @@ def _rank(file: Path) -> int:
     return int(number) if number.isdigit() else -1
 
 
-def _last_error(file: Path) -> str:
+def _end(file: Path) -> str:
     try:
         with file.open("rb") as stream:
             stream.seek(max(os.fstat(stream.fileno()).st_size - _LAST, 0))
-            text = stream.read().decode(errors="replace")
+            return stream.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def _first_signal(text: str) -> str:
+    found = _SIGNAL.search(text)
+    return f"{found['tasks']} on {found['node']}: {found['words']}" if found else ""
+
+
+def _last_error(text: str) -> str:
     found = list(_ERROR.finditer(text))
     if not found:
         return ""
