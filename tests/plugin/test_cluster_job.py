@@ -16,8 +16,8 @@ from trainer_cases import finish, run_python
 
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.launch import hold_signals
-from escaip_fairchem.plugin.launch.cluster_job import PORTS, is_cluster_job, join_job
-from escaip_fairchem.plugin.launch.roll_call import end_in_words, is_about_connections
+from escaip_fairchem.plugin.launch.cluster_job import PORTS, is_cluster_job, join_job, seconds_to_miss_a_node
+from escaip_fairchem.plugin.launch.roll_call import Ending, end_in_words, is_about_connections, lost_nodes
 
 CONFIG = {"submit": True, "cpu": True, "world_size": 4}
 
@@ -41,7 +41,7 @@ def test_several_nodes():
     config = join_job(CONFIG, environment, ["n1", "n2"])
     assert config == {**CONFIG, "submit": False}
     assert CONFIG["submit"]
-    wanted = {"MASTER_ADDR": "n1", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    wanted = {"MASTER_ADDR": "n1", "WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": ""}
     assert wanted.items() <= environment.items()
     assert int(environment["MASTER_PORT"]) in PORTS
     assert "GLOO_SOCKET_IFNAME" not in environment
@@ -106,6 +106,23 @@ def test_gpus_of_other_jobs_are_left_alone(monkeypatch: pytest.MonkeyPatch):
         assert environment["LOCAL_RANK"] == "1"
 
 
+_HIDDEN = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import trainer_cases
+from escaip_fairchem.plugin.launch import runner
+runner.Runner.__call__ = lambda self, config: print(os.environ["CUDA_VISIBLE_DEVICES"] or "none")
+runner.run_rank({"cpu": sys.argv[2] == "cpu", "world_size": 2})
+"""
+
+
+@pytest.mark.parametrize(("device", "seen"), [("cpu", "none"), ("gpu", "0,1")])
+def test_processes_for_processors_see_no_gpus(tmp_path: Path, device: str, seen: str):
+    """fairchem would take the GPU of a process's number, also with --cpu."""
+    process = run_python(_HIDDEN, device, folder=tmp_path, environment={"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert finish(process).splitlines()[-1] == seen
+
+
 def test_processors_are_shared_out():
     join_job(CONFIG, slurm(SLURM_CPUS_PER_TASK="2"), ["n1"])
     assert torch.get_num_threads() == 2
@@ -147,8 +164,35 @@ def test_signals_wait_until_they_are_let_in():
 
 
 def test_one_process_has_its_own_words_alone():
-    assert end_in_words(ValueError("no")) == "ValueError: no"
-    assert end_in_words(ConfigError("no")) == "no"
+    assert end_in_words(ValueError("no")) == Ending("ValueError: no")
+    assert end_in_words(ConfigError("no")) == Ending("no")
+
+
+def test_which_nodes_are_lost():
+    hosts = ["a", "a", "b", "b", "c"]
+    assert lost_nodes([2, 3], hosts) == ["b"]
+    assert lost_nodes([2, 3, 4], hosts) == ["b", "c"]
+    assert lost_nodes([2], hosts) == []  # another process of that node has answered
+    assert lost_nodes([], hosts) == lost_nodes([], []) == lost_nodes([1], ["a", "a"]) == []
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        ("echo 'SlurmctldTimeout        = 120 sec'; echo 'SlurmdTimeout           = 90 sec'", 150),
+        ("echo nothing", 360),
+        ("exit 1", 360),
+        (None, 360),
+    ],
+)
+def test_how_long_slurm_takes_to_miss_a_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, seconds: float
+):
+    if script is not None:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert seconds_to_miss_a_node() == seconds
 
 
 def test_which_errors_are_about_connections():
@@ -180,7 +224,7 @@ try:
         time.sleep(0.05)
 except Exception as error:
     hosts = ["a", "b", "b"] if lost == 2 else ["a", "a", "a"]
-    print(json.dumps([end_in_words(error, hosts, 3.0), time.monotonic() - began]), flush=True)
+    print(json.dumps([end_in_words(error, hosts, 3.0).words, time.monotonic() - began]), flush=True)
 if rank == lost:
     time.sleep(1.0 if rank else 6.0)  # the first one keeps the words
     os._exit(2)

@@ -39,6 +39,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs, for NCCL")),
+]
+
+
 def settings(data: Path, train: str = "train", val: str = "val", **changes: Any) -> dict[str, Any]:
     changes = {"model__dropout": 0.0, "print_every": 100, "optimizer__ema_decay": None, **changes}
     return config(data / train / "data.lmdb", data / val / "data.lmdb", **changes)
@@ -53,7 +59,10 @@ from pathlib import Path
 from fairchem.core.common import distutils
 rank, count, port, settings = int(sys.argv[3]), int(sys.argv[4]), sys.argv[5], json.loads(sys.argv[6])
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
+if not settings["cpu"]:
+    torch.cuda.set_device(rank)
+    settings["local_rank"] = rank
+torch.distributed.init_process_group("gloo" if settings["cpu"] else "nccl", rank=rank, world_size=count)
 trainer = trainer_cases.build(settings, Path(sys.argv[2]), timestamp_id="run")
 exec(sys.argv[7])
 print(json.dumps(result))
@@ -87,10 +96,16 @@ result = [batch.sid, {name.removeprefix("module."): parameter.grad.tolist()
 """
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("balancing", [None, "atoms"])
-def test_gradients_are_those_of_one_process_with_both_batches(data: Path, tmp_path: Path, balancing: str | None):
+def test_gradients_are_those_of_one_process_with_both_batches(
+    data: Path, tmp_path: Path, balancing: str | None, device: str
+):
     """Structures differ in size, and so do the batches of the two processes."""
-    changes = {"optimizer__batch_size": 3, "optimizer__load_balancing": balancing, "optimizer__clip_grad_norm": None}
+    changes = {
+        "optimizer__batch_size": 3, "optimizer__load_balancing": balancing, "optimizer__clip_grad_norm": None,
+        "cpu": device == "cpu",
+    }  # fmt: skip
     folder = data
     if balancing is None:  # fairchem balances wherever the numbers of atoms are known
         folder = tmp_path / "data"
@@ -107,7 +122,7 @@ def test_gradients_are_those_of_one_process_with_both_batches(data: Path, tmp_pa
     alone.compute_gradients(losses.total)
     alone.close()
     for name, parameter in alone.model.named_parameters():
-        expected = parameter.grad
+        expected = parameter.grad.cpu()
         error = (torch.tensor(first[name]) - expected).abs().max() / expected.square().mean().sqrt().clamp_min(1e-12)
         assert error < 1e-5, name
 
@@ -118,13 +133,15 @@ result = {name: [entry["metric"], entry["numel"]] for name, entry in metrics.ite
 """
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("val", ["val", "single", "mixed"])
-def test_validation_metrics_are_those_of_one_process(data: Path, tmp_path: Path, val: str):
+def test_validation_metrics_are_those_of_one_process(data: Path, tmp_path: Path, val: str, device: str):
     """Of 7 structures, of one, which leaves a process with nothing, and with single atoms among them."""
-    one = build(settings(data, val=val), tmp_path / "one")
+    changed = settings(data, val=val, cpu=device == "cpu")
+    one = build(changed, tmp_path / "one")
     expected = {name: [entry["metric"], entry["numel"]] for name, entry in one.validate(disable_tqdm=True).items()}
     one.close()
-    first, second = on_two(settings(data, val=val), _VALIDATION, tmp_path)
+    first, second = on_two(changed, _VALIDATION, tmp_path)
     assert first == second
     assert first.keys() == expected.keys()
     for name, (value, count) in expected.items():

@@ -143,10 +143,11 @@ import trainer_cases
 import torch
 from pathlib import Path
 from fairchem.core.common import distutils
+from escaip_fairchem.plugin.trainer import training
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
 
 folder, train, rank = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-asked_rank, at = int(sys.argv[5]), int(sys.argv[6])
+asked_rank, at, period = int(sys.argv[5]), int(sys.argv[6]), int(sys.argv[8])
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[7], "GLOO_SOCKET_IFNAME": "lo"}
 torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
 
@@ -161,7 +162,16 @@ class Uneven(trainer_cases.TinyModel):
 
 trainer_cases.Uneven = Uneven
 settings = trainer_cases.config(train, optimizer__batch_size=2, model__name="trainer_cases.Uneven", print_every=100)
+if period:
+    settings["optimizer"] |= {"max_epochs": 4, "eval_every": 100, "checkpoint_every": 100}
 trainer = trainer_cases.build(settings, folder, timestamp_id="run")
+if period:  # as on GPUs
+    begin = training.TrainingLoop.__init__
+    def begin_without_waiting(loop, *arguments, **options):
+        begin(loop, *arguments, **options)
+        loop._waits_after_every_step = False
+    training.TrainingLoop.__init__ = begin_without_waiting
+    training.STEPS_BETWEEN_AGREEMENTS = period
 try:
     trainer.train(disable_eval_tqdm=True)
     end = "finished"
@@ -176,17 +186,33 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "at"), [(0, 3), (1, 3), (1, 1)])
 def test_two_processes_agree_whichever_was_asked(data: tuple[Path, Path], tmp_path: Path, rank: int, at: int):
+    assert at <= stopped_step(data, tmp_path, rank, at) <= at + 2 < 8
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "at", "latest"), [(0, 1, 4), (0, 2, 4), (1, 1, 6), (1, 3, 8)])
+def test_where_steps_are_not_waited_for_they_agree_now_and_then(
+    data: tuple[Path, Path], tmp_path: Path, rank: int, at: int, latest: int
+):
+    """As on GPUs, here after every second step: what is announced after one such step is the next one."""
+    step = stopped_step(data, tmp_path, rank, at, period=2)
+    assert step % 2 == 0
+    assert at + 2 <= step <= latest
+
+
+def stopped_step(data: tuple[Path, Path], folder: Path, rank: int, at: int, period: int = 0) -> int:
+    """The step after which two processes stop, of which one is asked to during a step."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    both = [run_python(_TWO, tmp_path, data[0], number, rank, at, port, folder=tmp_path) for number in (0, 1)]
+    words = [[folder, data[0], number, rank, at, port, period] for number in (0, 1)]
+    both = [run_python(_TWO, *arguments, folder=folder) for arguments in words]
     (first, step), (second, other_step) = (json.loads(finish(process).splitlines()[-1]) for process in both)
     assert (first, second) == ("SIGUSR2", "SIGUSR2")  # also of the one that was not asked
     assert step == other_step
-    assert at <= step <= at + 2 < 8
-    checkpoint = read_checkpoint(tmp_path / "checkpoints/run/checkpoint.pt")
+    checkpoint = read_checkpoint(folder / "checkpoints/run/checkpoint.pt")
     assert checkpoint["step"] == step
     assert len(checkpoint["escaip_training"]["ranks"]) == 2
+    return int(step)
 
 
 def test_a_signal_to_the_real_command_saves_and_ends_with_its_status(tmp_path: Path):

@@ -29,8 +29,9 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sc
 PACKAGES = ("slurm-wlm", "munge", "bindfs")
 CPUS, MEMORY_MB = 8, 16000
 """Of the node. More processors than the machine may have: tests train tiny models, and mostly wait."""
-KILL_WAIT, NODE_TIMEOUT = 20, 10
-"""Seconds between SIGTERM and SIGKILL, and after which a node that does not answer counts as failed."""
+KILL_WAIT, NODE_TIMEOUT = 20, 20
+"""Seconds between SIGTERM and SIGKILL, and after which a node that does not answer counts as failed; the latter is more
+than the processes of a job need to notice that others are gone."""
 
 _CONFIGURATION = """
 ClusterName=loopback

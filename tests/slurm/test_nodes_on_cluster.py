@@ -67,15 +67,22 @@ def test_a_requeued_job_goes_on_on_two_nodes(runs: Runs) -> None:
 
 @pytest.mark.parametrize("failing", ["node1", "node2"])
 def test_one_of_two_nodes_fails(runs: Runs, failing: str) -> None:
-    """SLURM queues the job again, wherever the node was that went; no process of the other stays behind."""
+    """SLURM queues the job again, wherever the node was that went; no process of the other stays behind.
+
+    The others notice before SLURM does. If they failed then, so had the job.
+    """
     name = f"without_{failing}"
     job = runs.submit(name, "--num-gpus=1", "--num-nodes=2")
     runs.wait_for_step(name, 6)
-    survivor = rank_process(runs.cluster, job, 1 if failing == "node1" else 0)
+    rank = 1 if failing == "node1" else 0
+    survivor = rank_process(runs.cluster, job, rank)
     runs.cluster.kill_node(failing)
     saved = runs.status(name)["saved_step"]
     runs.cluster.wait_for(lambda: runs.cluster.node_state(failing) not in ("mixed", "allocated"), "a missed node", 90)
     runs.cluster.wait_for(lambda: not Path(f"/proc/{survivor}").exists(), "the other process to end", 90)
+    said = (runs.folder / "logs" / job / f"{job}_{rank}_log.err").read_text()
+    assert f"(on {failing}) has gone without a word" in said
+    assert f"for SLURM to find out whether {failing} has failed" in said
     runs.cluster.start_node(failing)
     runs.release(job)
     runs.wait_for_state(job, "COMPLETED")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import socket
+import subprocess
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -12,6 +15,9 @@ from escaip_fairchem.errors import ConfigError
 
 PORTS = range(20000, 32000)
 """For the first process, one per job: below those that operating systems hand out themselves."""
+
+
+_USUAL_NODE_TIMEOUT, _MARGIN = 300, 60  # seconds
 
 
 def is_cluster_job(environment: Mapping[str, str]) -> bool:
@@ -52,9 +58,35 @@ def join_job(config: Mapping[str, Any], environment: MutableMapping[str, str], h
     environment["WORLD_SIZE"] = str(processes)
     environment["RANK"] = environment.get("SLURM_PROCID") or "0"
     environment["LOCAL_RANK"] = str(_local_rank(config, environment))
+    if config["cpu"]:
+        hide_gpus(environment)
     if config["cpu"] and "OMP_NUM_THREADS" not in environment:
         torch.set_num_threads(int(environment.get("SLURM_CPUS_PER_TASK") or 1))
     return {**config, "submit": False}
+
+
+def hide_gpus(environment: MutableMapping[str, str]) -> None:
+    """Keep a process from GPUs that it is not meant for; before torch has looked for them.
+
+    Where there are GPUs, fairchem has every process take the one of its number, which need not exist.
+
+    Args:
+        environment: Of this process.
+    """
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def seconds_to_miss_a_node() -> float:
+    """How long SLURM needs at most to notice that a node is gone: what is configured, and a minute more."""
+    try:
+        said = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=30
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        logging.warning(f"SLURM cannot be asked after how long it misses a node ({error})")
+        said = ""
+    found = re.search(r"^SlurmdTimeout\s*=\s*(\d+) sec", said, re.MULTILINE)
+    return float(found[1] if found else _USUAL_NODE_TIMEOUT) + _MARGIN
 
 
 def _local_rank(config: Mapping[str, Any], environment: Mapping[str, str]) -> int:

@@ -23,9 +23,9 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from escaip_fairchem.errors import EScAIPError
-from escaip_fairchem.plugin.launch.cluster_job import is_cluster_job, join_job
+from escaip_fairchem.plugin.launch.cluster_job import hide_gpus, is_cluster_job, join_job, seconds_to_miss_a_node
 from escaip_fairchem.plugin.launch.hold_signals import let_signals_in
-from escaip_fairchem.plugin.launch.roll_call import end_in_words
+from escaip_fairchem.plugin.launch.roll_call import end_in_words, lost_nodes
 from escaip_fairchem.plugin.trainer.distributed import from_master, gather_everywhere
 from escaip_fairchem.plugin.trainer.retention import continuable
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
@@ -53,6 +53,8 @@ class Runner(_cli.Runner):
     """Whether the checkpoint is that of this moment."""
     _is_over = False
     """Whether the run has ended or failed, so that there is nothing left to stop."""
+    _is_told_to_end = False
+    """Whether SLURM ends this process, and knows why."""
     _hosts: Sequence[str] = ()
     """Where each process runs, once they have found each other."""
     _process: int | None = None
@@ -96,7 +98,9 @@ class Runner(_cli.Runner):
                 raise
             except Exception as error:
                 self._is_over = True
-                self._tell(FAILED, end_in_words(error, self._hosts))
+                ending = end_in_words(error, self._hosts)
+                self._tell(FAILED, ending.words)
+                self._leave_lost_nodes_to_slurm(lost_nodes(ending.absent, self._hosts))
                 raise
             finally:
                 let_collectives_settle()  # what else holds a group is the trainer, which goes next
@@ -138,8 +142,25 @@ class Runner(_cli.Runner):
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    def _leave_lost_nodes_to_slurm(self, nodes: Sequence[str]) -> None:
+        """Wait until SLURM has noticed that nodes are gone, upon which it queues the job again.
+
+        That takes it minutes. A job whose other processes fail before has failed, and stays so. Where a process was
+        killed, and not its node, srun ends the others at once, and there is nothing to wait for.
+        """
+        if not nodes or not is_cluster_job(os.environ):
+            return
+        seconds = seconds_to_miss_a_node()
+        logging.warning(f"waiting up to {seconds:.0f} s for SLURM to find out whether {' and '.join(nodes)} has failed")
+        until = time.monotonic() + seconds
+        while not self._is_told_to_end and time.monotonic() < until:
+            time.sleep(0.2)
+
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process or self._is_over:
+        if os.getpid() != self._process:
+            return
+        self._is_told_to_end = self._is_told_to_end or number == signal.SIGTERM
+        if self._is_over:
             return
         name = signal.Signals(number).name
         stops = getattr(self.trainer, "stops", None) if self._has_state else None
@@ -232,6 +253,8 @@ def run_rank(config: dict[str, Any]) -> None:
     """
     if not logging.getLogger().handlers:
         setup_logging()  # fairchem sets it up in the parent process alone
+    if config["cpu"]:
+        hide_gpus(os.environ)
     try:
         Runner()(config)
     except EScAIPError as error:

@@ -55,6 +55,7 @@ class TrainingLoop:
         self.print_every = max(int(trainer.config["cmd"]["print_every"]), 1)
         self._saved_step: int | None = trainer.saved_step
         self._order_is_settled = False
+        self._waits_after_every_step = trainer.device.type == "cpu"
         if trainer.scheduler.scheduler_type == "ReduceLROnPlateau" and trainer.val_loader is None:
             raise ConfigError("optim.scheduler: ReduceLROnPlateau needs validation data, dataset.val.src is missing")
 
@@ -160,7 +161,7 @@ class TrainingLoop:
         if distutils.get_world_size() > 1:
             periods.append(STEPS_BETWEEN_AGREEMENTS)
         last = step >= self.last_epoch * self.steps_per_epoch
-        return last or self.trainer.device.type == "cpu" or any(step % period == 0 for period in periods)
+        return last or self._waits_after_every_step or any(step % period == 0 for period in periods)
 
     @torch.no_grad()
     def _report(self, out: dict[str, Tensor], batch: Any, norm: Tensor, rate: float) -> None:
