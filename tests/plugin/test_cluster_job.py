@@ -16,8 +16,8 @@ from trainer_cases import finish, run_python
 
 from escaip_fairchem.errors import ConfigError
 from escaip_fairchem.plugin.launch import hold_signals
-from escaip_fairchem.plugin.launch.cluster_job import PORTS, is_cluster_job, join_job, seconds_to_miss_a_node
-from escaip_fairchem.plugin.launch.roll_call import Ending, end_in_words, is_about_connections, lost_nodes
+from escaip_fairchem.plugin.launch.cluster_job import PORTS, is_cluster_job, join_job, node_name
+from escaip_fairchem.plugin.launch.roll_call import end_in_words, is_about_connections
 
 CONFIG = {"submit": True, "cpu": True, "world_size": 4}
 
@@ -71,24 +71,34 @@ def test_what_a_site_sets_stays():
 
 
 def test_a_process_that_sees_one_gpu_takes_that(monkeypatch: pytest.MonkeyPatch):
-    for visible, expected in ((8, "1"), (1, "0")):
+    for visible, of_the_job, expected in ((8, "8", "1"), (1, "8", "0"), (1, "", "0")):
         monkeypatch.setattr("torch.cuda.device_count", lambda visible=visible: visible)
-        environment = slurm()
+        environment = slurm(SLURM_GPUS_ON_NODE=of_the_job)
         join_job({**CONFIG, "cpu": False}, environment, ["n1"])
         assert environment["LOCAL_RANK"] == expected
 
 
 @pytest.mark.parametrize(
-    ("visible", "wanted"),
+    ("visible", "of_the_job", "wanted"),
     [
-        (0, r"process 3 sees no GPU \(torch .*, CUDA_VISIBLE_DEVICES='0,1'\); .*--slurm-exclude, or add --cpu"),
-        (2, r"process 3 is number 2 there, counted from 0, but sees 2 GPUs .*--num-gpus"),
+        (
+            0,
+            "2",
+            r"n7: process 3 sees no GPU \(torch .*, CUDA_VISIBLE_DEVICES='0,1'\); .*--slurm-exclude, or add --cpu",
+        ),
+        (2, None, r"process 3 is number 2 there, counted from 0, but sees 2 GPUs of 2 .*--num-gpus"),
+        (2, "2", r"process 3 is number 2 there, counted from 0, but sees 2 GPUs of 2 .*--num-gpus"),
+        (1, "1", r"process 3 is number 2 there, counted from 0, but sees 1 GPUs of 1 .*--num-gpus"),
     ],
 )
-def test_a_process_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, visible: int, wanted: str):
-    """torch speaks of a ProcessGroupNCCL, or of an invalid ordinal."""
+def test_a_process_without_a_gpu_of_its_own_says_so(
+    monkeypatch: pytest.MonkeyPatch, visible: int, of_the_job: str | None, wanted: str
+):
+    """torch speaks of a ProcessGroupNCCL, of an invalid ordinal, or of a duplicate."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
-    environment = slurm(SLURM_LOCALID="2", CUDA_VISIBLE_DEVICES="0,1")
+    environment = slurm(SLURM_LOCALID="2", CUDA_VISIBLE_DEVICES="0,1", SLURMD_NODENAME="n7")
+    if of_the_job:
+        environment["SLURM_GPUS_ON_NODE"] = of_the_job
     with pytest.raises(ConfigError, match=wanted):
         join_job({**CONFIG, "cpu": False}, environment, ["n1"])
     join_job(CONFIG, environment, ["n1"])
@@ -164,35 +174,15 @@ def test_signals_wait_until_they_are_let_in():
 
 
 def test_one_process_has_its_own_words_alone():
-    assert end_in_words(ValueError("no")) == Ending("ValueError: no")
-    assert end_in_words(ConfigError("no")) == Ending("no")
+    assert end_in_words(ValueError("no")) == "ValueError: no"
+    assert end_in_words(ConfigError("no")) == "no"
 
 
-def test_which_nodes_are_lost():
-    hosts = ["a", "a", "b", "b", "c"]
-    assert lost_nodes([2, 3], hosts) == ["b"]
-    assert lost_nodes([2, 3, 4], hosts) == ["b", "c"]
-    assert lost_nodes([2], hosts) == []  # another process of that node has answered
-    assert lost_nodes([], hosts) == lost_nodes([], []) == lost_nodes([1], ["a", "a"]) == []
-
-
-@pytest.mark.parametrize(
-    ("script", "seconds"),
-    [
-        ("echo 'SlurmctldTimeout        = 120 sec'; echo 'SlurmdTimeout           = 90 sec'", 150),
-        ("echo nothing", 360),
-        ("exit 1", 360),
-        (None, 360),
-    ],
-)
-def test_how_long_slurm_takes_to_miss_a_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, seconds: float
-):
-    if script is not None:
-        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "scontrol").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert seconds_to_miss_a_node() == seconds
+def test_nodes_have_slurms_names(monkeypatch: pytest.MonkeyPatch):
+    """By which options name them; what a machine calls itself may be longer."""
+    monkeypatch.setattr("socket.gethostname", lambda: "n1.cluster.example.org")
+    assert node_name(slurm(SLURMD_NODENAME="n1")) == "n1"
+    assert node_name(slurm()) == "n1.cluster.example.org"
 
 
 def test_which_errors_are_about_connections():
@@ -224,7 +214,7 @@ try:
         time.sleep(0.05)
 except Exception as error:
     hosts = ["a", "b", "b"] if lost == 2 else ["a", "a", "a"]
-    print(json.dumps([end_in_words(error, hosts, 3.0).words, time.monotonic() - began]), flush=True)
+    print(json.dumps([end_in_words(error, hosts, 3.0), time.monotonic() - began]), flush=True)
 if rank == lost:
     time.sleep(1.0 if rank else 6.0)  # the first one keeps the words
     os._exit(2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +25,18 @@ def asked(flags: Flags = GPUS, **section: Any) -> dict[str, Any]:
 
 
 def test_without_a_section_it_is_what_fairchem_asks_for():
-    wanted = request(GPUS, None)
+    wanted = request(replace(GPUS, nodes=1), None)
     assert wanted.parameters == {
         "name": "run",
         "timeout_min": 72 * 60,
-        "nodes": 2,
+        "nodes": 1,
         "tasks_per_node": 8,
         "slurm_gpus_per_node": 8,
         "slurm_cpus_per_task": 5,
         "slurm_mem": "80GB",
         "slurm_signal_delay_s": 90,
         "slurm_srun_args": ["--kill-on-bad-exit=1"],
+        "slurm_teardown": ["status=$?", 'exit "$status"'],
         "slurm_additional_parameters": {},
     }
     assert (wanted.max_requeues, wanted.minutes) == (3, 72 * 60)
@@ -170,3 +173,38 @@ def test_site_files_hold_the_section_alone(text: str, tmp_path: Path):
     (tmp_path / "a.site.yml").write_text(text)
     with pytest.raises(ConfigError, match=r"--slurm-yml .*a\.site\.yml: "):
         read_site(tmp_path / "a.site.yml")
+
+
+_PROGRAMS = {
+    "srun": 'echo "srun $*" >> calls; exit {answer}',
+    "scontrol": 'echo "SlurmctldTimeout = 120 sec"; echo "SlurmdTimeout           = 90 sec"',
+    "sleep": 'echo "sleep $*" >> calls',
+}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "status", "answer", "calls"),
+    [
+        (1, 3, 1, []),
+        (2, 0, 1, []),
+        (2, 3, 0, ["srun"]),
+        (2, 3, 1, ["srun", "sleep 150"]),
+    ],
+    ids=["one node", "success", "all nodes answer", "a node is gone"],
+)
+def test_a_failed_job_waits_for_slurm_where_a_node_does_not_answer(
+    tmp_path: Path, nodes: int, status: int, answer: int, calls: list[str]
+):
+    """If it ended, SLURM would not queue it again. Its status is the training's, whatever a site does afterwards."""
+    for name, body in _PROGRAMS.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body.format(answer=answer)}\n")
+        (tmp_path / name).chmod(0o755)
+    lines = asked(replace(GPUS, nodes=nodes), teardown=["echo afterwards"])["slurm_teardown"]
+    script = "\n".join([f"sh -c 'exit {status}'", *lines])
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    found = subprocess.run(["bash", "-c", script], cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True)
+    assert found.returncode == status
+    assert found.stdout == "afterwards\n"
+    made = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    assert [line.partition(" --overlap --nodes=2 --ntasks=2 ")[0] for line in made] == calls
+    assert ("waiting up to 150 s for SLURM" in found.stderr) == (calls[-1:] == ["sleep 150"])

@@ -99,14 +99,16 @@ class EnergyModel(TinyModel):
 
 
 class CountingModel(TinyModel):
-    """Counts its passes in a buffer, and moves the atoms of its batch in place, as some models do."""
+    """Counts its passes in buffers, which it changes or exchanges, and moves the atoms of its batch in place."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(()))
 
     def forward(self, data: Any) -> dict[str, torch.Tensor]:
         self.count += 1
+        self.mean = 0.9 * self.mean + 0.1
         data.pos += 1.0
         data.pos.requires_grad_(True)
         return super().forward(data)

@@ -166,7 +166,15 @@ def test_finished_is_finished(tmp_path, slurm):
     assert (run.state, run.why, run.seconds_left) == ("finished", "", None)
 
 
-@pytest.mark.parametrize("slurm", ["RUNNING", "COMPLETING", "COMPLETED", "FAILED", None])
+@pytest.mark.parametrize("slurm", ["RUNNING", "COMPLETING"])
+def test_a_failure_whose_job_has_not_ended_may_be_queued_again(tmp_path, slurm):
+    """Its node may have failed, which SLURM finds out later; to submit it anew would make two jobs of it."""
+    write(tmp_path, "failed", job="17", why="process 1 has gone")
+    run = look(tmp_path, says(slurm))
+    assert (run.state, run.why) == ("running", "it has failed, and its job is about to end: process 1 has gone")
+
+
+@pytest.mark.parametrize("slurm", ["COMPLETED", "FAILED", None])
 def test_failed_is_failed(tmp_path, slurm):
     write(tmp_path, "failed", job="17", why="loss is NaN")
     run = look(tmp_path, *([says(slurm)] if slurm else []))

@@ -29,9 +29,8 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "sc
 PACKAGES = ("slurm-wlm", "munge", "bindfs")
 CPUS, MEMORY_MB = 8, 16000
 """Of the node. More processors than the machine may have: tests train tiny models, and mostly wait."""
-KILL_WAIT, NODE_TIMEOUT = 20, 20
-"""Seconds between SIGTERM and SIGKILL, and after which a node that does not answer counts as failed; the latter is more
-than the processes of a job need to notice that others are gone."""
+KILL_WAIT, NODE_TIMEOUT = 20, 10
+"""Seconds between SIGTERM and SIGKILL, and after which a node that does not answer counts as failed."""
 
 _CONFIGURATION = """
 ClusterName=loopback
@@ -192,7 +191,9 @@ class Cluster:
     def kill_node(self, name: str | None = None) -> None:
         """A node's sudden end, by default the first one's: slurmd and all that it has started get SIGKILL."""
         name = name or next(iter(self.addresses))
-        victims = [int((self.folder / f"{name}.pid").read_text()), *self.step_managers(name)]
+        file = self.folder / f"{name}.pid"
+        victims = [int(file.read_text()), *self.step_managers(name)]
+        file.unlink()  # its number may be another process's soon
         for victim in victims:
             victims += [child for child in _children(victim) if child not in victims]
         for victim in victims:

@@ -18,7 +18,7 @@ from cluster import Cluster, missing_programs  # noqa: E402
 
 
 @contextmanager
-def running_cluster(first_job: int, *, size: int = 1, gpus: int = 0) -> Iterator[Cluster]:
+def running_cluster(first_job: int, **settings: int) -> Iterator[Cluster]:
     """A cluster within this block; one for each process that runs tests, with job numbers of its own."""
     missing = missing_programs()
     is_root = os.geteuid() == 0
@@ -30,7 +30,7 @@ def running_cluster(first_job: int, *, size: int = 1, gpus: int = 0) -> Iterator
         pytest.skip(reason)
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for a socket's name
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    running = Cluster(folder, first_job=first_job + 1000 * worker, size=size, gpus=gpus)
+    running = Cluster(folder, first_job=first_job + 1000 * worker, **settings)
     try:
         running.start()
         yield running

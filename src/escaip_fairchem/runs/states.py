@@ -242,8 +242,8 @@ def _active(job: Job, status: Status | None) -> tuple[str, str]:
     says = "" if job.state in ("RUNNING", "COMPLETING") else f"SLURM says {job.state}"
     if status is None:
         return RUNNING, says or "it has written nothing yet"
-    if status.state == records.FAILED:
-        return FAILED, status.why
+    if status.state == records.FAILED:  # SLURM may queue it again: its node has failed, for example
+        return RUNNING, _join("it has failed, and its job is about to end", status.why, ": ")
     if status.state == records.STOPPED:  # it is about to end, or SLURM has just started it again
         return RUNNING, _join(says, _join("it last wrote that it stopped", status.why, ": "))
     return RUNNING, says

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import socket
-import subprocess
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -15,9 +12,6 @@ from escaip_fairchem.errors import ConfigError
 
 PORTS = range(20000, 32000)
 """For the first process, one per job: below those that operating systems hand out themselves."""
-
-
-_USUAL_NODE_TIMEOUT, _MARGIN = 300, 60  # seconds
 
 
 def is_cluster_job(environment: Mapping[str, str]) -> bool:
@@ -76,17 +70,9 @@ def hide_gpus(environment: MutableMapping[str, str]) -> None:
     environment["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def seconds_to_miss_a_node() -> float:
-    """How long SLURM needs at most to notice that a node is gone: what is configured, and a minute more."""
-    try:
-        said = subprocess.run(
-            ["scontrol", "show", "config"], capture_output=True, text=True, check=True, timeout=30
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        logging.warning(f"SLURM cannot be asked after how long it misses a node ({error})")
-        said = ""
-    found = re.search(r"^SlurmdTimeout\s*=\s*(\d+) sec", said, re.MULTILINE)
-    return float(found[1] if found else _USUAL_NODE_TIMEOUT) + _MARGIN
+def node_name(environment: Mapping[str, str]) -> str:
+    """Name of the node that this process runs on, as SLURM's options want it; elsewhere the machine's."""
+    return environment.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _local_rank(config: Mapping[str, Any], environment: Mapping[str, str]) -> int:
@@ -95,7 +81,7 @@ def _local_rank(config: Mapping[str, Any], environment: Mapping[str, str]) -> in
     if config["cpu"]:
         return number
     visible = torch.cuda.device_count()
-    process = f"{socket.gethostname()}: process {environment.get('SLURM_PROCID') or 0}"
+    process = f"{node_name(environment)}: process {environment.get('SLURM_PROCID') or 0}"
     handed_out = f"torch {torch.__version__}, CUDA_VISIBLE_DEVICES={environment.get('CUDA_VISIBLE_DEVICES')!r}"
     if visible == 0:
         raise ConfigError(
@@ -108,11 +94,10 @@ def _local_rank(config: Mapping[str, Any], environment: Mapping[str, str]) -> in
             f"{process} sees {visible} GPUs, but {of_the_job} of them are this job's, and nothing says which; leave "
             "out `gpu_bind: none`, with which processes would take the GPUs of other jobs"
         )
-    if visible == 1:
-        return 0
-    if number >= visible:
+    is_bound = visible == 1  # to one of its own, if the job has enough
+    if (not is_bound and number >= visible) or (of_the_job.isdigit() and number >= int(of_the_job)):
         raise ConfigError(
-            f"{process} is number {number} there, counted from 0, but sees {visible} GPUs ({handed_out}); every "
-            "process needs one of its own: give --num-gpus the number of GPUs of a node"
+            f"{process} is number {number} there, counted from 0, but sees {visible} GPUs of {of_the_job or visible} "
+            f"({handed_out}); every process needs one of its own: give --num-gpus the number of GPUs of a node"
         )
-    return number
+    return 0 if is_bound else number

@@ -6,7 +6,6 @@ import logging
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed
@@ -22,20 +21,7 @@ _OF_CONNECTIONS = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Ending:
-    """Why a process ends.
-
-    Attributes:
-        words: For its user.
-        absent: Processes whose end is the reason, and which have said nothing of it.
-    """
-
-    words: str
-    absent: tuple[int, ...] = ()
-
-
-def end_in_words(error: Exception, hosts: Sequence[str] = (), seconds: float = SECONDS) -> Ending:
+def end_in_words(error: Exception, hosts: Sequence[str] = (), seconds: float = SECONDS) -> str:
     """Say what went wrong; of operations that several processes do together, whose end it was.
 
     Where one process ends, the operations of the others fail with messages about connections, none of which says whose
@@ -49,10 +35,10 @@ def end_in_words(error: Exception, hosts: Sequence[str] = (), seconds: float = S
     """
     own = str(error) if isinstance(error, EScAIPError) else f"{type(error).__name__}: {error}"
     if not torch.distributed.is_available() or distutils.get_world_size() == 1:
-        return Ending(own)
+        return own
     if not is_about_connections(error):
         _store_words(own)
-        return Ending(own)
+        return own
     words, absent = call_the_roll(seconds)
     if words:
         own = "; ".join(f"process {rank}{_where([rank], hosts)}: {text}" for rank, text in words.items())
@@ -63,18 +49,7 @@ def end_in_words(error: Exception, hosts: Sequence[str] = (), seconds: float = S
             f"(killed, out of memory, or its node failed), whereupon here: {own}"
         )
     logging.error(own)
-    return Ending(own, tuple(absent) if not words else ())
-
-
-def lost_nodes(absent: Sequence[int], hosts: Sequence[str]) -> list[str]:
-    """Nodes all of whose processes are absent, if this process runs on none of them.
-
-    Args:
-        absent: Processes that are gone.
-        hosts: Where each process runs.
-    """
-    left = {host for rank, host in enumerate(hosts) if rank not in absent}
-    return [host for host in dict.fromkeys(hosts) if host not in left]
+    return own
 
 
 def _where(ranks: Sequence[int], hosts: Sequence[str]) -> str:

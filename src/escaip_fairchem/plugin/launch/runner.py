@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,12 +22,13 @@ from submitit.core.utils import UncompletedJobError
 from submitit.helpers import DelayedSubmission
 
 from escaip_fairchem.errors import EScAIPError
-from escaip_fairchem.plugin.launch.cluster_job import hide_gpus, is_cluster_job, join_job, seconds_to_miss_a_node
+from escaip_fairchem.plugin.launch.cluster_job import hide_gpus, is_cluster_job, join_job, node_name
 from escaip_fairchem.plugin.launch.hold_signals import let_signals_in
-from escaip_fairchem.plugin.launch.roll_call import end_in_words, lost_nodes
+from escaip_fairchem.plugin.launch.roll_call import end_in_words
 from escaip_fairchem.plugin.trainer.distributed import from_master, gather_everywhere
 from escaip_fairchem.plugin.trainer.retention import continuable
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
+from escaip_fairchem.runs.logs import ATTEMPT
 from escaip_fairchem.runs.records import FAILED, STOPPED
 
 _SETTLING_SECONDS = 0.2
@@ -53,8 +53,6 @@ class Runner(_cli.Runner):
     """Whether the checkpoint is that of this moment."""
     _is_over = False
     """Whether the run has ended or failed, so that there is nothing left to stop."""
-    _is_told_to_end = False
-    """Whether SLURM ends this process, and knows why."""
     _hosts: Sequence[str] = ()
     """Where each process runs, once they have found each other."""
     _process: int | None = None
@@ -98,9 +96,7 @@ class Runner(_cli.Runner):
                 raise
             except Exception as error:
                 self._is_over = True
-                ending = end_in_words(error, self._hosts)
-                self._tell(FAILED, ending.words)
-                self._leave_lost_nodes_to_slurm(lost_nodes(ending.absent, self._hosts))
+                self._tell(FAILED, end_in_words(error, self._hosts))
                 raise
             finally:
                 let_collectives_settle()  # what else holds a group is the trainer, which goes next
@@ -108,7 +104,7 @@ class Runner(_cli.Runner):
     def _run(self, config: dict[str, Any]) -> None:
         with new_trainer_context(config=config) as context:
             self.task, self.trainer = context.task, context.trainer
-            self._hosts = gather_everywhere(socket.gethostname())
+            self._hosts = gather_everywhere(node_name(os.environ))
             # The first process decides: files may be there for one process, and not yet for another.
             self.task.config["checkpoint"] = from_master(go_on(self.task.config)["checkpoint"])
             self.task.setup(self.trainer)  # loads the checkpoint that the run goes on from
@@ -121,6 +117,7 @@ class Runner(_cli.Runner):
         """The configuration as this process runs it, in its place in the job."""
         if not is_cluster_job(os.environ):
             return config
+        print(ATTEMPT, file=sys.stderr, flush=True)
         job = JobEnvironment()
         config = join_job(config, os.environ, job.hostnames)
         return {**config, "slurm": {**(config.get("slurm") or {}), "log": str(job.paths.stdout)}}
@@ -142,25 +139,8 @@ class Runner(_cli.Runner):
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
-    def _leave_lost_nodes_to_slurm(self, nodes: Sequence[str]) -> None:
-        """Wait until SLURM has noticed that nodes are gone, upon which it queues the job again.
-
-        That takes it minutes. A job whose other processes fail before has failed, and stays so. Where a process was
-        killed, and not its node, srun ends the others at once, and there is nothing to wait for.
-        """
-        if not nodes or not is_cluster_job(os.environ):
-            return
-        seconds = seconds_to_miss_a_node()
-        logging.warning(f"waiting up to {seconds:.0f} s for SLURM to find out whether {' and '.join(nodes)} has failed")
-        until = time.monotonic() + seconds
-        while not self._is_told_to_end and time.monotonic() < until:
-            time.sleep(0.2)
-
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:
-            return
-        self._is_told_to_end = self._is_told_to_end or number == signal.SIGTERM
-        if self._is_over:
+        if os.getpid() != self._process or self._is_over:
             return
         name = signal.Signals(number).name
         stops = getattr(self.trainer, "stops", None) if self._has_state else None

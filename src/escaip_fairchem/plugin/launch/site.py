@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def request(flags: Flags, section: Mapping[str, Any] | None) -> Request:
         "slurm_signal_delay_s": _warning(site.get("signal")),
         "slurm_array_parallelism": site.get("concurrent_jobs"),
         "slurm_setup": _lines("setup", site.get("setup")),
-        "slurm_teardown": _lines("teardown", site.get("teardown")),
+        "slurm_teardown": _ending(flags.nodes, _lines("teardown", site.get("teardown")) or ()),
         # When a process is lost, the others wait for it in vain.
         "slurm_srun_args": ["--kill-on-bad-exit=1", *(_lines("srun_args", site.get("srun_args")) or ())],
         "slurm_additional_parameters": {
@@ -133,6 +133,24 @@ def request(flags: Flags, section: Mapping[str, Any] | None) -> Request:
         max_requeues=_whole("max_requeues", site.get("max_requeues", MAX_REQUEUES), smallest=0),
         minutes=minutes,
     )
+
+
+_WAIT_FOR_LOST_NODES = """
+if [ "$status" -ne 0 ] && ! timeout 60 srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 true; then
+  seconds=$(scontrol show config | sed -n 's/^SlurmdTimeout *= *\\([0-9]*\\).*/\\1/p')
+  seconds=$((${{seconds:-300}} + 60))
+  echo "a node does not answer; waiting up to $seconds s for SLURM to find out whether it has failed" >&2
+  sleep $seconds
+fi
+"""
+"""Processes of other nodes notice within seconds that a node is gone, SLURM after minutes. A job that has ended with an
+error before stays failed; one that still waits is queued again."""
+
+
+def _ending(nodes: int, teardown: Sequence[str]) -> list[str]:
+    """Lines of shell after the training: the job's status is the training's, whatever a site does afterwards."""
+    waiting = _WAIT_FOR_LOST_NODES.format(nodes=nodes).strip().splitlines() if nodes > 1 else []
+    return ["status=$?", *waiting, *teardown, 'exit "$status"']
 
 
 def read_site(path: Path) -> dict[str, Any]:

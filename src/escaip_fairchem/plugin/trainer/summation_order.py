@@ -27,19 +27,24 @@ def settle_summation_order(trainer: EScAIPForcesTrainer, batch: Any) -> None:
     """Have gradients laid out before the first step that counts, by a pass that does not. Collective.
 
     Args:
-        trainer: It is left as it was, random numbers and buffers of the model included.
+        trainer: It is left as it was, random numbers and the model's parameters and buffers included. What else a model
+            keeps, as numbers of Python that it counts by itself, is not known here.
         batch: What the first step is going to take; it is left as it was.
     """
     model = trainer.model
     if distutils.get_world_size() <= _COMMUTING or not isinstance(model, DistributedDataParallel):
         return
     generators = RandomState.capture(trainer.device).to_plain()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     batch = clone(batch)
     losses = trainer.objective(trainer._forward(batch), batch, trainer.normalize_label)
     trainer.differentiate(losses.total)
     trainer.optimizer.zero_grad()
     with torch.no_grad():
-        for buffer, before in buffers:
-            buffer.copy_(before)
+        for module, name, buffer, before in buffers:
+            setattr(module, name, buffer.copy_(before))  # it may have been exchanged, or changed in place
     restore_random_state(generators, trainer.device)
