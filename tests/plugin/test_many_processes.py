@@ -214,28 +214,21 @@ def test_single_atoms_and_energies_alone_hang_nothing(data: Path, tmp_path: Path
 _STOPPED_AND_CONTINUED = """
 import signal
 from escaip_fairchem.plugin.trainer.stops import StoppedFromOutsideError
-
-def train(name, stop=None):
-    torch.manual_seed(rank)  # whatever the generators stand at
-    trainer = trainer_cases.build(settings, Path(sys.argv[2]), timestamp_id=name)  # wrapped anew, as in a new process
-    latest = Path(sys.argv[2]) / "checkpoints" / name / "checkpoint.pt"
-    if latest.is_file():
-        trainer.load_checkpoint(str(latest))
-    update = trainer.update_weights
-    def update_and_ask():
-        update()
-        if trainer.step + 1 == stop:
-            trainer.stops.ask(signal.SIGUSR2)
-    trainer.update_weights = update_and_ask
-    try:
-        trainer.train(disable_eval_tqdm=True)
-    except StoppedFromOutsideError:
-        pass
-    trainer.close()
-    return [trainer.step, [parameter.tolist() for parameter in trainer.model.parameters()]]
-
-trainer.close()
-result = [train("whole"), train("parts", stop=4), train("parts")]
+torch.manual_seed(rank)
+update = trainer.update_weights
+def update_and_ask():
+    update()
+    if trainer.step + 1 == STOP:
+        trainer.stops.ask(signal.SIGUSR2)
+trainer.update_weights = update_and_ask
+latest = Path(sys.argv[2]) / "checkpoints" / "run" / "checkpoint.pt"
+if latest.is_file():
+    trainer.load_checkpoint(str(latest))
+try:
+    trainer.train(disable_eval_tqdm=True)
+except StoppedFromOutsideError:
+    pass
+result = [trainer.step, [parameter.tolist() for parameter in trainer.model.parameters()]]
 """
 
 
@@ -243,10 +236,13 @@ def test_three_processes_continue_bit_for_bit(data: Path, tmp_path: Path):
     """Sums of three numbers depend on their order, which torch chooses anew after the first step of a process."""
     changes = {"optimizer__batch_size": 2, "optimizer__max_epochs": 3, "optimizer__checkpoint_every": 100}
     three = settings(data, **changes, model__dropout=0.2)
-    results = on_several(3, three, _STOPPED_AND_CONTINUED, tmp_path)
-    for whole, stopped, continued in results:
-        assert (whole[0], stopped[0]) == (9, 5)
-        assert continued == whole == results[0][0]
+    undisturbed = _STOPPED_AND_CONTINUED.replace("STOP", "0")
+    whole = on_several(3, three, undisturbed, tmp_path / "whole")
+    stopped = on_several(3, three, _STOPPED_AND_CONTINUED.replace("STOP", "4"), tmp_path / "parts")
+    assert {step for step, _ in stopped} == {5}
+    assert on_several(3, three, undisturbed, tmp_path / "parts") == whole
+    assert whole[0][0] == 9
+    assert whole[0] == whole[1] == whole[2]
 
 
 _SETTLED = """
