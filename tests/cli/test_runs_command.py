@@ -155,7 +155,12 @@ def test_watching_what_has_ended_ends_at_once(tmp_path, capsys):
 def test_ctrl_c_ends_the_watching_quietly(runs, squeue):
     squeue("17|0|RUNNING|1:00:00|None\n17|1|PENDING|1:00:00|Resources")
     words = [sys.executable, "-m", "escaip_fairchem.cli.main", "runs", str(runs), "--watch", "60"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A job in a shell's background ignores it, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("3 runs"):

@@ -49,7 +49,7 @@ class Stops:
     def ask(self, number: int) -> None:
         """Note a signal; safe in its handler. The first one counts."""
         if self.number is None:
-            self.number = number
+            self.number = int(number)  # before Python 3.11 the text of a member of `Signals` is its name
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
