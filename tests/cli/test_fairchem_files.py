@@ -18,6 +18,7 @@ def test_a_missing_file_is_one_message(tmp_path, monkeypatch, capsys):
     assert main(["main", "--config-yml", "none.yml"]) == 2
     out, err = capsys.readouterr()
     assert err.startswith("fairchem main: error: --config-yml none.yml: no such configuration file")
+    assert err.endswith(f"; those that come with the package are in {config_files.shipped_configs()}/configs\n")
     assert "Traceback" not in out + err
 
 

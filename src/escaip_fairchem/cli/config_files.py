@@ -10,6 +10,8 @@ import escaip_fairchem
 from escaip_fairchem.errors import ConfigError, nearest
 
 _PACKAGE = Path(escaip_fairchem.__file__).parent
+_LONGEST_LIST = 400
+"""Characters; in a message of a hundred files nobody finds what it says."""
 
 
 def shipped_configs() -> Path | None:
@@ -62,7 +64,10 @@ def locate_config(path: Path, flag: str = "--config-yml") -> Path:
         if path.is_dir()
         else f"no such configuration file, neither in {Path.cwd()} nor shipped"
     )
-    raise ConfigError(f"{flag} {path}: {what}{nearest(str(path), shipped) if shipped else ''}")
+    known = nearest(str(path), shipped) if shipped else ""
+    if len(known) > _LONGEST_LIST:
+        known = f"; those that come with the package are in {home}/configs"
+    raise ConfigError(f"{flag} {path}: {what}{known}")
 
 
 def check_yaml(path: Path, included_from: tuple[Path, ...] = ()) -> None:
