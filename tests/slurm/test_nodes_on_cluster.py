@@ -19,9 +19,10 @@ SITE = Path(__file__).parents[2] / "configs/slurm/gpus.site.yml"
 
 @pytest.fixture(scope="module")
 def runs(two_nodes: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A folder with an undisturbed training on two processes of this machine."""
+    """A folder with two undisturbed trainings on this machine: on two processes, and on four."""
     found = Runs(tmp_path_factory.mktemp("runs"), two_nodes)
     found.train_here("two", "--num-gpus=2")
+    found.train_here("four", "--num-gpus=4")
     assert max(found.losses("two")) == LAST // 2
     return found
 
@@ -32,18 +33,30 @@ def places(runs: Runs, job: str) -> dict[int, str]:
     return {int(rank): node for node, rank in re.findall(r"hostname=(\w+), .*global_rank=(\d+)\(", text)}
 
 
-def test_processes_on_two_nodes_stop_after_the_same_step(runs: Runs) -> None:
-    job = runs.submit("stopped", "--num-gpus=1", "--num-nodes=2")
+def test_two_processes_on_each_of_two_nodes_stop_after_the_same_step(runs: Runs) -> None:
+    job = runs.submit("stopped", "--num-gpus=2", "--num-nodes=2")
     runs.wait_for_step("stopped", 3)
     runs.cluster.run(["scancel", "--signal=USR2", job])
     runs.wait_for_state(job, "PENDING")
-    assert 3 <= runs.status("stopped")["saved_step"] < LAST // 2
+    assert 3 <= runs.status("stopped")["saved_step"] < max(runs.losses("four"))
+    runs.release(job)
+    runs.wait_for_state(job, "COMPLETED")
+    assert places(runs, job) == {0: "node1", 1: "node1", 2: "node2", 3: "node2"}
+    runs.assert_undisturbed("stopped", "four")
+    assert runs.repeated_steps("stopped") == []
+    assert runs.status("stopped")["processes"] == 4
+
+
+def test_a_requeued_job_goes_on_on_two_nodes(runs: Runs) -> None:
+    """SLURM sends SIGTERM to the processes of both."""
+    job = runs.submit("requeued", "--num-gpus=1", "--num-nodes=2")
+    runs.wait_for_step("requeued", 3)
+    runs.cluster.run(["scontrol", "requeue", job])
     runs.release(job)
     runs.wait_for_state(job, "COMPLETED")
     assert places(runs, job) == {0: "node1", 1: "node2"}
-    runs.assert_undisturbed("stopped", "two")
-    assert runs.repeated_steps("stopped") == []
-    assert runs.status("stopped")["processes"] == 2
+    runs.assert_undisturbed("requeued", "two")
+    assert runs.repeated_steps("requeued") == []
 
 
 @pytest.mark.parametrize("failing", ["node1", "node2"])
